@@ -1,0 +1,171 @@
+//! A merchant account and its secret. The key is absorbed into a digest the moment it's read, and nothing here can print it.
+
+use std::fmt;
+
+use md5::Digest;
+use md5::Md5;
+use zeroize::Zeroizing;
+
+use crate::name::AccountName;
+use crate::name::UpstreamName;
+
+/// One appId with its key, on one upstream.
+#[derive(Debug)]
+pub struct Account {
+    /// The name that configuration gives it.
+    pub name: AccountName,
+    /// What is spliced into each body.
+    pub app_id: AppId,
+    /// The host that its signed bodies go to, and no other.
+    pub upstream: UpstreamName,
+    /// The key, or why there is none (a fixed sentence, fit for a log).
+    pub key: Result<AppKey, KeyFault>,
+    /// Kill switch.
+    pub paused: bool,
+}
+
+/// The vendor's public half of the credentials: goes into the body as `appId`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct AppId(Box<str>);
+
+/// Why a text can't be an appId.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("an appId is 1 to 64 of A-Z, a-z, 0-9, `.`, `_` and `-`")]
+pub struct BadAppId;
+
+impl AppId {
+    /// The longest appId, in bytes. The vendor's are 32 upper-case hex digits as a rule.
+    pub const LENGTH_MAX: usize = 64;
+
+    /// The alphabet needs no escaping in JSON, so that splicing is plain copying.
+    ///
+    /// # Errors
+    /// When the text is empty, too long, or has another character.
+    pub fn new(text: &str) -> Result<Self, BadAppId> {
+        let legal = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
+        let good = (1..=Self::LENGTH_MAX).contains(&text.len()) && text.bytes().all(legal);
+        if good {
+            Ok(Self(text.into()))
+        } else {
+            Err(BadAppId)
+        }
+    }
+
+    /// The appId as text.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+/// The secret half, as the state of an MD5 that has read it: `appKey` comes first in what is signed (contract, section 1), so
+/// the text itself isn't needed again and isn't kept. No `Clone`, `Display` or `Serialize`; wiped on drop.
+pub struct AppKey(Md5);
+
+/// Why a key file's content can't be used. Says nothing of the content.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum KeyFault {
+    /// No file, or one that can't be read.
+    #[error("the key file can't be read")]
+    Unreadable,
+    /// Others may read or write it.
+    #[error("the key file is open to others: chmod 0400, or 0440 with the process's group")]
+    Permissions,
+    /// Nothing but white space.
+    #[error("the key file is empty")]
+    Empty,
+    /// White space or control characters inside.
+    #[error("the key has white space or control characters inside")]
+    InnerWhitespace,
+    /// Longer than [`AppKey::LENGTH_MAX`].
+    #[error("the key is longer than 256 bytes: is it the right file?")]
+    TooLong,
+}
+
+impl AppKey {
+    /// The longest key, in bytes. The vendor's have some 19 digits.
+    pub const LENGTH_MAX: usize = 256;
+
+    /// Takes a key as its file has it; white space around it is dropped, because a trailing line break is the classic mistake.
+    ///
+    /// # Errors
+    /// When what remains is empty, too long, or has white space or control characters inside.
+    pub fn new(text: &Zeroizing<Vec<u8>>) -> Result<Self, KeyFault> {
+        let key = text.trim_ascii();
+        if key.is_empty() {
+            return Err(KeyFault::Empty);
+        }
+        if key.len() > Self::LENGTH_MAX {
+            return Err(KeyFault::TooLong);
+        }
+        if key
+            .iter()
+            .any(|byte| byte.is_ascii_whitespace() || byte.is_ascii_control())
+        {
+            return Err(KeyFault::InnerWhitespace);
+        }
+        Ok(Self(Md5::new_with_prefix(key)))
+    }
+
+    /// The keyed state. Called by `sign` alone (`tests/layers.rs` holds that).
+    #[must_use]
+    pub fn expose(&self) -> &Md5 {
+        &self.0
+    }
+}
+
+impl fmt::Debug for AppKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("AppKey(..)")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::AppId;
+    use super::AppKey;
+    use super::KeyFault;
+    use zeroize::Zeroizing;
+
+    #[test]
+    fn a_key_is_trimmed_and_checked() {
+        let check = |text: &str, expected: Option<KeyFault>| {
+            assert_eq!(
+                AppKey::new(&Zeroizing::new(text.into())).err(),
+                expected,
+                "{text:?}"
+            );
+        };
+        check("1234567890123456789\n", None);
+        check("\t roger1AppKey \r\n", None);
+        check("", Some(KeyFault::Empty));
+        check(" \n", Some(KeyFault::Empty));
+        check("two words", Some(KeyFault::InnerWhitespace));
+        check("two\nlines", Some(KeyFault::InnerWhitespace));
+        check("nul\0", Some(KeyFault::InnerWhitespace));
+        check(&"k".repeat(257), Some(KeyFault::TooLong));
+    }
+
+    #[test]
+    fn a_key_cannot_be_printed() {
+        let key = AppKey::new(&Zeroizing::new(b"canary".to_vec())).expect("a good key");
+        assert_eq!(
+            format!("{key:?} {:?}", Some(&key)),
+            "AppKey(..) Some(AppKey(..))"
+        );
+    }
+
+    #[test]
+    fn an_app_id_needs_no_escaping() {
+        for good in [
+            "abcdefghijklmn",
+            "EC48AD85DCDDF5D69567C82E4565B127",
+            "a.b_c-d",
+        ] {
+            assert!(AppId::new(good).is_ok(), "{good}");
+        }
+        for bad in ["", "a\"b", "a\\b", "a b", "ä", &"a".repeat(65)] {
+            assert!(AppId::new(bad).is_err(), "{bad}");
+        }
+    }
+}
