@@ -1,0 +1,72 @@
+//! Where events go: standard error, as JSON or for people.
+
+use std::io::IsTerminal;
+
+use tracing::Subscriber;
+use tracing_subscriber::filter::LevelFilter;
+use tracing_subscriber::fmt;
+use tracing_subscriber::layer::SubscriberExt;
+
+/// How events are written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Format {
+    /// One JSON object a line.
+    Json,
+    /// One line for people, in colour on a terminal unless `NO_COLOR` is set.
+    Human,
+}
+
+/// Which events are written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Level {
+    /// What must be acted on.
+    Error,
+    /// What may have to be.
+    Warn,
+    /// One line for each request too.
+    Info,
+    /// Connections too.
+    Debug,
+    /// Everything, that of libraries included.
+    Trace,
+}
+
+/// What an operator chooses.
+#[derive(Clone, Copy, Debug)]
+pub struct Settings {
+    /// JSON or for people.
+    pub format: Format,
+    /// The least severe level that is written.
+    pub level: Level,
+    /// `NO_COLOR` is set.
+    pub plain: bool,
+}
+
+/// The subscriber that writes to standard error. The caller makes it the default one.
+#[must_use]
+pub fn subscriber(settings: &Settings) -> Box<dyn Subscriber + Send + Sync> {
+    let level = match settings.level {
+        Level::Error => LevelFilter::ERROR,
+        Level::Warn => LevelFilter::WARN,
+        Level::Info => LevelFilter::INFO,
+        Level::Debug => LevelFilter::DEBUG,
+        Level::Trace => LevelFilter::TRACE,
+    };
+    let registry = tracing_subscriber::registry().with(level);
+    let layer = fmt::layer().with_writer(std::io::stderr);
+    match settings.format {
+        Format::Json => Box::new(
+            registry.with(
+                layer
+                    .json()
+                    .flatten_event(true)
+                    .with_current_span(false)
+                    .with_span_list(false),
+            ),
+        ),
+        Format::Human => {
+            let colour = !settings.plain && std::io::stderr().is_terminal();
+            Box::new(registry.with(layer.with_ansi(colour).with_target(false)))
+        }
+    }
+}

@@ -1,0 +1,5 @@
+//! What the dashboards and the log see: one record for each exchange, and the families it's counted in.
+
+pub mod exchange;
+pub mod log;
+pub mod metrics;
