@@ -1,0 +1,792 @@
+//! Who may do what with which account. Pure: no IO, no clock. The answer is a [`Grant`], and nothing is forwarded without one.
+
+pub mod path;
+
+use std::collections::BTreeMap;
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use http::HeaderMap;
+use http::Method;
+use http::Uri;
+use http::Version;
+
+use crate::account::Account;
+use crate::account::AppId;
+use crate::account::AppKey;
+use crate::account::KeyFault;
+use crate::identity::Caller;
+use crate::name::AccountName;
+use crate::name::CallerName;
+use crate::operation::Operation;
+use crate::operation::OperationName;
+use crate::operations::Catalogue;
+use crate::operations::Unsupported;
+use crate::pattern::Pattern;
+use crate::policy::path::BadTarget;
+
+/// What a request says of itself before its body.
+#[derive(Clone, Copy, Debug)]
+pub struct Head<'a> {
+    /// The method.
+    pub method: &'a Method,
+    /// The request target.
+    pub uri: &'a Uri,
+    /// HTTP version: HTTP/2 names its host in the target.
+    pub version: Version,
+    /// All header fields.
+    pub headers: &'a HeaderMap,
+}
+
+/// Names the account that a request is for.
+pub const ACCOUNT_HEADER: &str = "kybio-gateway-account";
+
+/// The only method that KYBIO has.
+pub const METHOD: Method = Method::POST;
+
+/// How a caller's requests name their account.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AccountBy {
+    /// By the `Kybio-Gateway-Account` header, or there is only one.
+    Header,
+    /// By the body's top-level `appId` too.
+    AppId,
+}
+
+/// What configuration grants one caller.
+#[derive(Clone, Debug)]
+pub struct CallerRules {
+    /// The caller.
+    pub name: CallerName,
+    /// The accounts it may use.
+    pub accounts: Vec<Pattern>,
+    /// The one that it means when it names none.
+    pub default_account: Option<AccountName>,
+    /// How it names one.
+    pub account_by: AccountBy,
+    /// The operations it may call.
+    pub operations: Vec<Pattern>,
+    /// Kill switch.
+    pub paused: bool,
+}
+
+/// Why a request isn't allowed. Nothing has left, and no body byte was looked at (but for the last two).
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[expect(missing_docs, reason = "each variant's message says what it is")]
+pub enum Error {
+    #[error(transparent)]
+    BadTarget(#[from] BadTarget),
+    #[error("there is no such operation")]
+    UnknownOperation { suggestion: Option<OperationName> },
+    #[error("this path belongs to another interface of the vendor; call {instead} instead")]
+    Unsupported { instead: String },
+    #[error("KYBIO's operations are called with POST")]
+    Method,
+    #[error("{caller} may not call {operation}")]
+    OperationNotGranted {
+        caller: CallerName,
+        operation: OperationName,
+    },
+    #[error("the Kybio-Gateway-Account header stands twice or isn't an account's name")]
+    BadAccountHeader,
+    #[error("{caller} may not use that account")]
+    AccountNotGranted { caller: CallerName },
+    #[error("{caller} has several accounts and no default: the request must name one")]
+    AccountMissing { caller: CallerName },
+    #[error("{what} is paused by the operator")]
+    Paused { what: &'static str },
+    #[error("the account {account} is disabled: {fault}")]
+    Disabled {
+        account: AccountName,
+        fault: KeyFault,
+    },
+    #[error("the body's `appId` isn't that of any account that {caller} may use")]
+    ForeignAppId { caller: CallerName },
+}
+
+/// The operation may be called; the account is settled, or waits for the body's `appId`. Only [`Policy::authorize`] makes one.
+#[derive(Clone, Debug)]
+pub struct Permit {
+    caller: CallerName,
+    operation: Arc<Operation>,
+    choice: Choice,
+}
+
+#[derive(Clone, Debug)]
+enum Choice {
+    Settled(Arc<Account>),
+    ByAppId {
+        accounts: Arc<HashMap<AppId, Arc<Account>>>,
+        fallback: Option<Arc<Account>>,
+    },
+}
+
+/// This caller may call this operation with this account, now. Only [`Permit::settle`] makes one.
+#[derive(Clone, Debug)]
+pub struct Grant {
+    operation: Arc<Operation>,
+    account: Arc<Account>,
+}
+
+impl Grant {
+    /// What is called.
+    #[must_use]
+    pub fn operation(&self) -> &Operation {
+        &self.operation
+    }
+
+    /// The account that it's called with.
+    #[must_use]
+    pub fn account(&self) -> &Account {
+        &self.account
+    }
+
+    /// The account's key.
+    ///
+    /// # Panics
+    /// Never: no grant is made for an account without one.
+    #[must_use]
+    pub fn key(&self) -> &AppKey {
+        self.account
+            .key
+            .as_ref()
+            .expect("settle refuses an account without a key")
+    }
+}
+
+impl Permit {
+    /// What is called.
+    #[must_use]
+    pub fn operation(&self) -> &Operation {
+        &self.operation
+    }
+
+    /// The account, if it was settled before the body.
+    #[must_use]
+    pub fn account(&self) -> Option<&Account> {
+        match &self.choice {
+            Choice::Settled(account) => Some(account),
+            Choice::ByAppId { .. } => None,
+        }
+    }
+
+    /// Settles the account by the body's `appId`, where the caller's accounts are chosen that way.
+    ///
+    /// # Errors
+    /// When the `appId` is that of no account of the caller, or there's none and no default; when the account can't be used now.
+    pub fn settle(self, app_id: Option<&str>) -> Result<Grant, Error> {
+        let account = match self.choice {
+            Choice::Settled(account) => account,
+            Choice::ByAppId { accounts, fallback } => match app_id {
+                None => fallback.ok_or(Error::AccountMissing {
+                    caller: self.caller,
+                })?,
+                Some(written) => {
+                    let account = AppId::new(written)
+                        .ok()
+                        .and_then(|app_id| accounts.get(&app_id).cloned());
+                    account.ok_or(Error::ForeignAppId {
+                        caller: self.caller,
+                    })?
+                }
+            },
+        };
+        usable(&account)?;
+        Ok(Grant {
+            operation: self.operation,
+            account,
+        })
+    }
+}
+
+/// Everything that is granted, resolved once, so that a request costs the same however much is configured.
+#[derive(Debug)]
+pub struct Policy {
+    operations: HashMap<String, (usize, Arc<Operation>)>,
+    unsupported: Vec<Unsupported>,
+    callers: HashMap<CallerName, Granted>,
+}
+
+#[derive(Debug)]
+struct Granted {
+    paused: bool,
+    /// By the operation's number.
+    operations: Vec<bool>,
+    accounts: BTreeMap<AccountName, Arc<Account>>,
+    fallback: Option<Arc<Account>>,
+    by_app_id: Option<Arc<HashMap<AppId, Arc<Account>>>>,
+}
+
+impl Policy {
+    /// Resolves all patterns.
+    #[must_use]
+    pub fn new(catalogue: &Catalogue, accounts: &[Arc<Account>], callers: &[CallerRules]) -> Self {
+        let numbered = catalogue.iter().enumerate();
+        let operations = numbered.map(|(number, operation)| {
+            (
+                operation.name.as_str().to_ascii_lowercase(),
+                (number, Arc::new(operation.clone())),
+            )
+        });
+        let callers = callers
+            .iter()
+            .map(|rules| (rules.name.clone(), Granted::new(rules, catalogue, accounts)));
+        Self {
+            operations: operations.collect(),
+            unsupported: catalogue.unsupported().to_vec(),
+            callers: callers.collect(),
+        }
+    }
+
+    /// Decides by the head alone, before any byte of the body is looked at.
+    ///
+    /// # Errors
+    /// The first rule that the request breaks.
+    pub fn authorize(&self, caller: &Caller, head: &Head<'_>) -> Result<Permit, Error> {
+        let (number, operation) = self.operation(head)?;
+        if head.method != METHOD {
+            return Err(Error::Method);
+        }
+        let not_granted = || Error::OperationNotGranted {
+            caller: caller.name().clone(),
+            operation: operation.name.clone(),
+        };
+        let granted = self.callers.get(caller.name()).ok_or_else(not_granted)?;
+        if granted.paused {
+            return Err(Error::Paused {
+                what: "this caller",
+            });
+        }
+        if granted.operations.get(number) != Some(&true) {
+            return Err(not_granted());
+        }
+        let choice = granted.choose(caller, head.headers)?;
+        if operation.paused {
+            return Err(Error::Paused {
+                what: "this operation",
+            });
+        }
+        if let Choice::Settled(account) = &choice {
+            usable(account)?;
+        }
+        Ok(Permit {
+            caller: caller.name().clone(),
+            operation,
+            choice,
+        })
+    }
+
+    fn operation(&self, head: &Head<'_>) -> Result<(usize, Arc<Operation>), Error> {
+        // Of these two no server is to have an opinion, whatever the path.
+        if head.method == Method::CONNECT || head.method == Method::TRACE {
+            return Err(Error::Method);
+        }
+        if let Some(elsewhere) = self
+            .unsupported
+            .iter()
+            .find(|elsewhere| elsewhere.path.eq_ignore_ascii_case(head.uri.path()))
+        {
+            return Err(Error::Unsupported {
+                instead: elsewhere.instead.clone(),
+            });
+        }
+        let path = path::operation_path(head.uri, head.headers, head.version)?;
+        let path = path.ok_or(Error::UnknownOperation { suggestion: None })?;
+        self.operations
+            .get(&path)
+            .cloned()
+            .ok_or_else(|| Error::UnknownOperation {
+                suggestion: self.nearest(&path),
+            })
+    }
+
+    /// The name that a mistyped one was most likely meant to be: the vendor's names have misspellings that people correct.
+    fn nearest(&self, path: &str) -> Option<OperationName> {
+        if path.len() > OperationName::LENGTH_MAX {
+            return None;
+        }
+        let near = self
+            .operations
+            .iter()
+            .map(|(name, (_, operation))| (strsim::jaro_winkler(name, path), operation));
+        let (likeness, operation) = near.max_by(|one, other| one.0.total_cmp(&other.0))?;
+        (likeness > 0.9).then(|| operation.name.clone())
+    }
+}
+
+impl Granted {
+    fn new(rules: &CallerRules, catalogue: &Catalogue, accounts: &[Arc<Account>]) -> Self {
+        let operations = catalogue.iter().map(|operation| {
+            let matches = |pattern: &Pattern| {
+                pattern.matches(operation.name.as_str())
+                    && (pattern.is_exact() || !operation.explicit)
+            };
+            rules.operations.iter().any(matches)
+        });
+        let mine = accounts.iter().filter(|account| {
+            rules
+                .accounts
+                .iter()
+                .any(|pattern| pattern.matches(account.name.as_str()))
+        });
+        let mine: BTreeMap<_, _> = mine
+            .map(|account| (account.name.clone(), Arc::clone(account)))
+            .collect();
+        let only = || {
+            if mine.len() == 1 {
+                mine.values().next()
+            } else {
+                None
+            }
+        };
+        let fallback = rules
+            .default_account
+            .as_ref()
+            .map_or_else(only, |name| mine.get(name))
+            .cloned();
+        let by_app_id = match rules.account_by {
+            AccountBy::Header => None,
+            AccountBy::AppId => Some(Arc::new(
+                mine.values()
+                    .map(|account| (account.app_id.clone(), Arc::clone(account)))
+                    .collect(),
+            )),
+        };
+        Self {
+            paused: rules.paused,
+            operations: operations.collect(),
+            accounts: mine,
+            fallback,
+            by_app_id,
+        }
+    }
+
+    fn choose(&self, caller: &Caller, headers: &HeaderMap) -> Result<Choice, Error> {
+        let mut named = headers.get_all(ACCOUNT_HEADER).iter();
+        match (named.next(), named.next(), &self.by_app_id) {
+            (Some(_), Some(_), _) => Err(Error::BadAccountHeader),
+            (Some(name), None, _) => {
+                let name = name
+                    .to_str()
+                    .ok()
+                    .and_then(|name| AccountName::new(name).ok())
+                    .ok_or(Error::BadAccountHeader)?;
+                let account = self
+                    .accounts
+                    .get(&name)
+                    .ok_or_else(|| Error::AccountNotGranted {
+                        caller: caller.name().clone(),
+                    })?;
+                Ok(Choice::Settled(Arc::clone(account)))
+            }
+            (None, _, Some(accounts)) => Ok(Choice::ByAppId {
+                accounts: Arc::clone(accounts),
+                fallback: self.fallback.clone(),
+            }),
+            (None, _, None) => {
+                let account = self
+                    .fallback
+                    .as_ref()
+                    .ok_or_else(|| Error::AccountMissing {
+                        caller: caller.name().clone(),
+                    })?;
+                Ok(Choice::Settled(Arc::clone(account)))
+            }
+        }
+    }
+}
+
+fn usable(account: &Account) -> Result<(), Error> {
+    if account.paused {
+        return Err(Error::Paused {
+            what: "this account",
+        });
+    }
+    match &account.key {
+        Ok(_) => Ok(()),
+        Err(fault) => Err(Error::Disabled {
+            account: account.name.clone(),
+            fault: *fault,
+        }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::ACCOUNT_HEADER;
+    use super::AccountBy;
+    use super::CallerRules;
+    use super::Error;
+    use super::Head;
+    use super::Policy;
+    use crate::account::Account;
+    use crate::account::AppId;
+    use crate::account::AppKey;
+    use crate::account::KeyFault;
+    use crate::identity::Callers;
+    use crate::identity::Identity;
+    use crate::identity::Names;
+    use crate::name::AccountName;
+    use crate::name::CallerName;
+    use crate::name::UpstreamName;
+    use crate::operations::Catalogue;
+    use crate::pattern::Pattern;
+    use http::HeaderMap;
+    use http::HeaderValue;
+    use http::Method;
+    use http::Version;
+    use http::header;
+    use std::sync::Arc;
+    use zeroize::Zeroizing;
+
+    fn account(name: &str, app_id: &str, key: Result<&str, KeyFault>) -> Arc<Account> {
+        Arc::new(Account {
+            name: AccountName::new(name).expect("a name"),
+            app_id: AppId::new(app_id).expect("an appId"),
+            upstream: UpstreamName::new("kybio").expect("a name"),
+            key: key.and_then(|key| AppKey::new(&Zeroizing::new(key.into()))),
+            paused: name == "closed",
+        })
+    }
+
+    #[derive(Clone, Copy)]
+    struct Try {
+        accounts: &'static [&'static str],
+        default: Option<&'static str>,
+        by: AccountBy,
+        operations: &'static [&'static str],
+        method: &'static str,
+        path: &'static str,
+        header: Option<&'static str>,
+        app_id: Option<&'static str>,
+    }
+
+    const PLAIN: Try = Try {
+        accounts: &["main"],
+        default: None,
+        by: AccountBy::Header,
+        operations: &["*"],
+        method: "POST",
+        path: "/openapi/v1/customerOpenApi/add",
+        header: None,
+        app_id: None,
+    };
+
+    /// The operation and account that were granted.
+    fn decide(case: &Try) -> Result<(String, String), Error> {
+        let accounts = [
+            account("main", "APP1", Ok("k1")),
+            account("store-1", "APP2", Ok("k2")),
+            account("closed", "APP3", Ok("k3")),
+            account("keyless", "APP4", Err(KeyFault::Empty)),
+        ];
+        let name = CallerName::new("orders").expect("a name");
+        let rules = CallerRules {
+            name: name.clone(),
+            accounts: case
+                .accounts
+                .iter()
+                .map(|text| Pattern::new(text))
+                .collect(),
+            default_account: case
+                .default
+                .map(|name| AccountName::new(name).expect("a name")),
+            account_by: case.by,
+            operations: case
+                .operations
+                .iter()
+                .map(|text| Pattern::new(text))
+                .collect(),
+            paused: false,
+        };
+        let identity = Identity::parse("dns:orders").expect("an identity");
+        let names = Names {
+            uris: Vec::new(),
+            dns: vec!["orders".to_owned()],
+        };
+        let caller = Callers::new([(identity, name)])
+            .identify(&names)
+            .expect("known");
+        let mut headers = HeaderMap::new();
+        headers.insert(header::HOST, HeaderValue::from_static("gateway"));
+        if let Some(account) = case.header {
+            headers.insert(ACCOUNT_HEADER, HeaderValue::from_static(account));
+        }
+        let uri = case.path.parse().expect("a path");
+        let method = case.method.parse::<Method>().expect("a method");
+        let head = Head {
+            method: &method,
+            uri: &uri,
+            version: Version::HTTP_11,
+            headers: &headers,
+        };
+        let policy = Policy::new(&Catalogue::shipped(), &accounts, &[rules]);
+        let grant = policy.authorize(&caller, &head)?.settle(case.app_id)?;
+        Ok((
+            grant.operation().name.to_string(),
+            grant.account().name.to_string(),
+        ))
+    }
+
+    fn granted(case: &Try) -> String {
+        let (operation, account) = decide(case).expect("granted");
+        format!("{operation} {account}")
+    }
+
+    #[test]
+    fn the_canonical_spelling_is_what_is_granted() {
+        assert_eq!(
+            granted(&Try {
+                path: "/OPENAPI/v1/CUSTOMEROPENAPI/ADD",
+                ..PLAIN
+            }),
+            "customerOpenApi/add main"
+        );
+        assert_eq!(
+            granted(&Try {
+                path: "/pospal-api2/openapi/v1/customerOpenapi/queryBytel",
+                ..PLAIN
+            }),
+            "customerOpenApi/queryBytel main"
+        );
+    }
+
+    #[test]
+    fn operations_are_granted_by_pattern_and_explicit_ones_by_name_alone() {
+        let push = "/openapi/v1/openNotificationOpenApi/updatePushUrl";
+        assert_eq!(
+            granted(&Try {
+                operations: &["customerOpenApi/*"],
+                ..PLAIN
+            }),
+            "customerOpenApi/add main"
+        );
+        for operations in [&["customerOpenApi/query*"][..], &["productOpenApi/*"], &[]] {
+            assert!(
+                matches!(
+                    decide(&Try {
+                        operations,
+                        ..PLAIN
+                    }),
+                    Err(Error::OperationNotGranted { .. })
+                ),
+                "{operations:?}"
+            );
+        }
+        for operations in [
+            &["*"][..],
+            &["openNotificationOpenApi/*"],
+            &["openNotificationOpenApi/updatePushUr*"],
+        ] {
+            assert!(
+                matches!(
+                    decide(&Try {
+                        operations,
+                        path: push,
+                        ..PLAIN
+                    }),
+                    Err(Error::OperationNotGranted { .. })
+                ),
+                "{operations:?}"
+            );
+        }
+        let by_name = &["opennotificationopenapi/updatepushurl"];
+        assert_eq!(
+            granted(&Try {
+                operations: by_name,
+                path: push,
+                ..PLAIN
+            }),
+            "openNotificationOpenApi/updatePushUrl main"
+        );
+    }
+
+    #[test]
+    fn the_account_is_the_only_one_the_default_or_the_named_one() {
+        let both = &["main", "store-*"];
+        assert_eq!(
+            granted(&Try {
+                accounts: &["store-*"],
+                ..PLAIN
+            }),
+            "customerOpenApi/add store-1"
+        );
+        assert!(matches!(
+            decide(&Try {
+                accounts: both,
+                ..PLAIN
+            }),
+            Err(Error::AccountMissing { .. })
+        ));
+        assert_eq!(
+            granted(&Try {
+                accounts: both,
+                default: Some("store-1"),
+                ..PLAIN
+            }),
+            "customerOpenApi/add store-1"
+        );
+        assert_eq!(
+            granted(&Try {
+                accounts: both,
+                default: Some("store-1"),
+                header: Some("main"),
+                ..PLAIN
+            }),
+            "customerOpenApi/add main"
+        );
+        assert!(matches!(
+            decide(&Try {
+                header: Some("store-1"),
+                ..PLAIN
+            }),
+            Err(Error::AccountNotGranted { .. })
+        ));
+        assert!(matches!(
+            decide(&Try {
+                header: Some("nowhere"),
+                ..PLAIN
+            }),
+            Err(Error::AccountNotGranted { .. })
+        ));
+        assert_eq!(
+            decide(&Try {
+                header: Some("Main"),
+                ..PLAIN
+            }),
+            Err(Error::BadAccountHeader)
+        );
+    }
+
+    #[test]
+    fn the_bodys_app_id_chooses_where_configured() {
+        let case = Try {
+            accounts: &["main", "store-1"],
+            by: AccountBy::AppId,
+            ..PLAIN
+        };
+        assert_eq!(
+            granted(&Try {
+                app_id: Some("APP2"),
+                ..case
+            }),
+            "customerOpenApi/add store-1"
+        );
+        assert!(matches!(
+            decide(&Try {
+                app_id: Some("APP3"),
+                ..case
+            }),
+            Err(Error::ForeignAppId { .. })
+        ));
+        assert!(matches!(
+            decide(&Try {
+                app_id: Some("\u{1f363}"),
+                ..case
+            }),
+            Err(Error::ForeignAppId { .. })
+        ));
+        assert!(matches!(
+            decide(&Try {
+                app_id: None,
+                ..case
+            }),
+            Err(Error::AccountMissing { .. })
+        ));
+        assert_eq!(
+            granted(&Try {
+                app_id: None,
+                default: Some("main"),
+                ..case
+            }),
+            "customerOpenApi/add main"
+        );
+        assert_eq!(
+            granted(&Try {
+                header: Some("main"),
+                app_id: Some("APP2"),
+                ..case
+            }),
+            "customerOpenApi/add main"
+        );
+        let keyless = Try {
+            accounts: &["keyless"],
+            by: AccountBy::AppId,
+            ..PLAIN
+        };
+        assert!(matches!(decide(&keyless), Err(Error::Disabled { .. })));
+        assert!(matches!(
+            decide(&Try {
+                app_id: Some("APP4"),
+                ..keyless
+            }),
+            Err(Error::Disabled { .. })
+        ));
+    }
+
+    #[test]
+    fn an_account_without_a_key_or_paused_is_refused_alone() {
+        assert_eq!(
+            decide(&Try {
+                accounts: &["closed"],
+                ..PLAIN
+            }),
+            Err(Error::Paused {
+                what: "this account"
+            })
+        );
+        assert!(matches!(
+            decide(&Try {
+                accounts: &["keyless"],
+                ..PLAIN
+            }),
+            Err(Error::Disabled {
+                fault: KeyFault::Empty,
+                ..
+            })
+        ));
+        assert!(
+            decide(&Try {
+                accounts: &["*"],
+                header: Some("main"),
+                ..PLAIN
+            })
+            .is_ok()
+        );
+    }
+
+    #[test]
+    fn what_is_no_operation_is_told_apart() {
+        let path = |path| decide(&Try { path, ..PLAIN });
+        let meant = |text: &str| Some(crate::operation::OperationName::new(text).expect("a name"));
+        assert_eq!(
+            path("/openapi/v1/nope/nope"),
+            Err(Error::UnknownOperation { suggestion: None })
+        );
+        assert_eq!(path("/"), Err(Error::UnknownOperation { suggestion: None }));
+        assert_eq!(
+            path("/openapi/v1/orderOpenApi/cancelOrder"),
+            Err(Error::UnknownOperation {
+                suggestion: meant("orderOpenApi/cancleOrder")
+            })
+        );
+        assert!(matches!(
+            path("/pospal-api/api/auth/openapi/promotion/addCouponcode/"),
+            Err(Error::Unsupported { .. })
+        ));
+        assert_eq!(
+            decide(&Try {
+                method: "GET",
+                ..PLAIN
+            }),
+            Err(Error::Method)
+        );
+        assert_eq!(
+            decide(&Try {
+                method: "TRACE",
+                ..PLAIN
+            }),
+            Err(Error::Method)
+        );
+    }
+}

@@ -1,0 +1,177 @@
+//! From a request's target to the name of an operation. Forgives letter case and nothing else: the vendor's server is forgiving, so
+//! a rule that compared text could be walked around (contract, section 2).
+
+use http::HeaderMap;
+use http::Uri;
+use http::Version;
+use http::header;
+
+/// Why a target isn't the path of any operation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum BadTarget {
+    /// `?`, even with nothing behind it.
+    #[error("the path has a query; KYBIO's operations take everything in the body")]
+    Query,
+    /// `//`.
+    #[error("the path has an empty segment (`//`)")]
+    EmptySegment,
+    /// `.` or `..`.
+    #[error("the path has a `.` or `..` segment")]
+    DotSegment,
+    /// `%`.
+    #[error("the path has a percent sign; write each character plainly")]
+    Percent,
+    /// `;`, `\` and all others.
+    #[error("the path has a character that no operation's name has")]
+    Character,
+    /// A slash or dot at its end.
+    #[error("the path ends with a slash or a dot")]
+    Trailing,
+    /// Host missing, more than one, or another than the target's authority.
+    #[error("the request doesn't name exactly one host")]
+    Host,
+}
+
+/// Where operations live. The second is the vendor's own prefix, so that a service moves by changing its host name alone.
+const PREFIXES: [&str; 2] = ["/openapi/v1/", "/pospal-api2/openapi/v1/"];
+
+/// The part of the path behind the prefix, in small letters; `None` if the path is none of ours.
+///
+/// # Errors
+/// When the spelling could mean different things to different servers.
+pub fn operation_path(
+    uri: &Uri,
+    headers: &HeaderMap,
+    version: Version,
+) -> Result<Option<String>, BadTarget> {
+    check_host(uri, headers, version)?;
+    let target = uri.path_and_query().map_or("", |target| target.as_str());
+    check_spelling(target)?;
+    let path = target.to_ascii_lowercase();
+    Ok(PREFIXES
+        .iter()
+        .find_map(|prefix| path.strip_prefix(prefix))
+        .map(str::to_owned))
+}
+
+/// One Host, and that of the target when the target names one (RFC 9112 section 3.2; RFC 9113 section 8.3.1).
+fn check_host(uri: &Uri, headers: &HeaderMap, version: Version) -> Result<(), BadTarget> {
+    let mut hosts = headers.get_all(header::HOST).iter();
+    let good = match (hosts.next(), hosts.next(), uri.authority()) {
+        (Some(host), None, Some(authority)) => host
+            .as_bytes()
+            .eq_ignore_ascii_case(authority.as_str().as_bytes()),
+        (Some(_), None, None) => true,
+        (None, _, Some(_)) => version == Version::HTTP_2,
+        (None, _, None) => version == Version::HTTP_10,
+        (Some(_), Some(_), _) => false,
+    };
+    if good { Ok(()) } else { Err(BadTarget::Host) }
+}
+
+fn check_spelling(target: &str) -> Result<(), BadTarget> {
+    if target.contains('?') {
+        return Err(BadTarget::Query);
+    }
+    if target.contains('%') {
+        return Err(BadTarget::Percent);
+    }
+    if !target
+        .bytes()
+        .all(|byte| byte.is_ascii_alphanumeric() || b"/.-_".contains(&byte))
+    {
+        return Err(BadTarget::Character);
+    }
+    if target.contains("//") {
+        return Err(BadTarget::EmptySegment);
+    }
+    if target
+        .split('/')
+        .any(|segment| segment == "." || segment == "..")
+    {
+        return Err(BadTarget::DotSegment);
+    }
+    if target.len() > 1 && target.ends_with(['/', '.']) {
+        return Err(BadTarget::Trailing);
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::BadTarget;
+    use super::operation_path;
+    use http::HeaderMap;
+    use http::HeaderValue;
+    use http::Uri;
+    use http::Version;
+    use http::header;
+
+    fn path(target: &str, hosts: &[&str]) -> Result<Option<String>, BadTarget> {
+        let mut headers = HeaderMap::new();
+        for host in hosts {
+            headers.append(header::HOST, HeaderValue::from_str(host).expect("a host"));
+        }
+        operation_path(
+            &target.parse::<Uri>().expect(target),
+            &headers,
+            Version::HTTP_11,
+        )
+    }
+
+    #[test]
+    fn letter_case_is_forgiven_and_the_vendors_prefix_taken() {
+        let add = Ok(Some("customeropenapi/add".to_owned()));
+        for target in [
+            "/openapi/v1/customerOpenApi/add",
+            "/OPENAPI/V1/CUSTOMEROPENAPI/ADD",
+            "/pospal-api2/openapi/v1/customerOpenApi/add",
+        ] {
+            assert_eq!(path(target, &["gateway"]), add, "{target}");
+        }
+        assert_eq!(
+            path("/openapi/v1/a/b/c", &["gateway"]),
+            Ok(Some("a/b/c".to_owned()))
+        );
+        for target in [
+            "/",
+            "/metrics",
+            "/openapi/v2/a/b",
+            "/x/openapi/v1/a/b",
+            "/openapi/v1",
+        ] {
+            assert_eq!(path(target, &["gateway"]), Ok(None), "{target}");
+        }
+    }
+
+    #[test]
+    fn every_other_spelling_is_refused() {
+        let cases = [
+            ("/openapi/v1/a/b?", BadTarget::Query),
+            ("/openapi/v1/a/b?x=1", BadTarget::Query),
+            ("//openapi/v1/a/b", BadTarget::EmptySegment),
+            ("/openapi/v1//a/b", BadTarget::EmptySegment),
+            ("/openapi/v1/./a/b", BadTarget::DotSegment),
+            ("/openapi/v1/x/../a/b", BadTarget::DotSegment),
+            ("/openapi/v1/a/%62", BadTarget::Percent),
+            ("/openapi/v1/a%2fb", BadTarget::Percent),
+            ("/openapi/v1/a;x/b", BadTarget::Character),
+            ("/openapi/v1/a\\b", BadTarget::Character),
+            ("/openapi/v1/a:b/c", BadTarget::Character),
+            ("/openapi/v1/a/b/", BadTarget::Trailing),
+            ("/openapi/v1/a/b.", BadTarget::Trailing),
+        ];
+        for (target, expected) in cases {
+            assert_eq!(path(target, &["gateway"]), Err(expected), "{target}");
+        }
+    }
+
+    #[test]
+    fn exactly_one_host_is_named() {
+        assert_eq!(path("/", &[]), Err(BadTarget::Host));
+        assert_eq!(path("/", &["a", "a"]), Err(BadTarget::Host));
+        assert_eq!(path("https://a/", &["b"]), Err(BadTarget::Host));
+        assert_eq!(path("https://a/", &["A"]), Ok(None));
+        assert_eq!(path("https://a/", &[]), Err(BadTarget::Host));
+    }
+}
