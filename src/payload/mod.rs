@@ -1,0 +1,302 @@
+//! The caller's body: read whole under a limit and a deadline, checked, and given its `appId`. No byte of it is changed.
+
+pub mod scan;
+
+use bytes::Bytes;
+use bytes::BytesMut;
+use http::HeaderMap;
+use http::header;
+use http_body_util::BodyExt;
+use http_body_util::LengthLimitError;
+use http_body_util::Limited;
+use hyper::body::Body;
+use tokio::time::Instant;
+use tokio::time::timeout_at;
+
+use crate::account::AppId;
+use crate::payload::scan::Fault;
+use crate::payload::scan::Object;
+
+/// A whole JSON object that names its account: what `sign` takes.
+#[derive(Clone, Debug)]
+pub struct Payload(Bytes);
+
+impl Payload {
+    /// The exact bytes that are signed and sent.
+    #[must_use]
+    pub fn bytes(&self) -> &Bytes {
+        &self.0
+    }
+}
+
+/// Why a body can't be sent. Nothing has left.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Not JSON, by its own words.
+    #[error("the request has no Content-Type")]
+    ContentTypeMissing,
+    /// Another type, or another character set.
+    #[error("the Content-Type isn't application/json in UTF-8")]
+    ContentTypeOther,
+    /// Compressed.
+    #[error("the body has a Content-Encoding")]
+    Encoded,
+    /// Larger than `listener.body_bytes_max`.
+    #[error("the body is larger than {0} bytes")]
+    TooLarge(usize),
+    /// Not all of it came within `listener.body_timeout`.
+    #[error("the body didn't arrive in time")]
+    Slow,
+    /// The caller went away, or framed it badly.
+    #[error("the body was cut off or badly framed")]
+    Broken,
+    /// Not what KYBIO takes.
+    #[error("{} (byte {})", .0.problem, .0.offset)]
+    Invalid(#[from] Fault),
+    /// It names another account.
+    #[error("the body's `appId` at byte {offset} isn't that of the account")]
+    ForeignAppId {
+        /// Where the value stands.
+        offset: usize,
+    },
+}
+
+/// What the head says of the body, before any of it is read.
+///
+/// # Errors
+/// When it isn't plain JSON in UTF-8. No type at all is fine for an empty body.
+pub fn check_head(headers: &HeaderMap, empty: bool) -> Result<(), Error> {
+    let encoded = headers
+        .get_all(header::CONTENT_ENCODING)
+        .iter()
+        .any(|value| !value.as_bytes().eq_ignore_ascii_case(b"identity"));
+    if encoded {
+        return Err(Error::Encoded);
+    }
+    let mut types = headers.get_all(header::CONTENT_TYPE).iter();
+    match (types.next(), types.next()) {
+        (None, _) if empty => Ok(()),
+        (None, _) => Err(Error::ContentTypeMissing),
+        (Some(only), None) if only.to_str().is_ok_and(is_json) => Ok(()),
+        (Some(_), _) => Err(Error::ContentTypeOther),
+    }
+}
+
+/// `application/json`, with no `charset` or that of UTF-8 (RFC 8259 section 11 has none; the vendor's clients send one).
+fn is_json(content_type: &str) -> bool {
+    let mut parts = content_type.split(';').map(str::trim);
+    let essence = parts
+        .next()
+        .is_some_and(|essence| essence.eq_ignore_ascii_case("application/json"));
+    essence
+        && parts
+            .filter_map(|parameter| parameter.split_once('='))
+            .all(|(name, value)| {
+                let value = value.trim_matches('"');
+                !name.eq_ignore_ascii_case("charset")
+                    || value.eq_ignore_ascii_case("utf-8")
+                    || value.eq_ignore_ascii_case("utf8")
+            })
+}
+
+/// Reads the whole body.
+///
+/// # Errors
+/// When it's larger than `bytes_max`, not whole at `deadline`, or breaks off.
+pub async fn read<B>(body: B, bytes_max: usize, deadline: Instant) -> Result<Bytes, Error>
+where
+    B: Body<Data = Bytes, Error: Into<Box<dyn std::error::Error + Send + Sync>>>,
+{
+    if body.size_hint().lower() > bytes_max as u64 {
+        return Err(Error::TooLarge(bytes_max));
+    }
+    match timeout_at(deadline, Limited::new(body, bytes_max).collect()).await {
+        Ok(Ok(whole)) => Ok(whole.to_bytes()),
+        Ok(Err(error)) if error.is::<LengthLimitError>() => Err(Error::TooLarge(bytes_max)),
+        Ok(Err(_)) => Err(Error::Broken),
+        Err(_) => Err(Error::Slow),
+    }
+}
+
+/// A checked body that doesn't name its account for certain yet.
+#[derive(Debug)]
+pub struct Draft {
+    body: Bytes,
+    object: Option<Object>,
+}
+
+/// Checks a whole body: promise B3.
+///
+/// # Errors
+/// The first fault, with its byte offset and a hint.
+pub fn check(body: Bytes) -> Result<Draft, Fault> {
+    let object = scan::scan(&body)?;
+    Ok(Draft { body, object })
+}
+
+impl Draft {
+    /// The `appId` that the caller wrote, if it did.
+    #[must_use]
+    pub fn app_id(&self) -> Option<&str> {
+        let span = self.object.as_ref()?.app_id.clone()?;
+        // The scanner has seen UTF-8 and no escape here.
+        self.body
+            .get(span)
+            .and_then(|value| std::str::from_utf8(value).ok())
+    }
+
+    /// Puts `appId` in as the first member: promise B1. A body that names the account already passes as it is.
+    ///
+    /// # Errors
+    /// When it names another one.
+    pub fn address(self, app_id: &AppId) -> Result<Payload, Error> {
+        let Some(object) = self.object else {
+            return Ok(Payload(Bytes::from(format!(
+                "{{\"appId\":\"{}\"}}",
+                app_id.as_str()
+            ))));
+        };
+        if let Some(value) = object.app_id {
+            let same = self
+                .body
+                .get(value.clone())
+                .is_some_and(|written| written == app_id.as_str().as_bytes());
+            return if same {
+                Ok(Payload(self.body.slice(object.span)))
+            } else {
+                Err(Error::ForeignAppId {
+                    offset: value.start,
+                })
+            };
+        }
+        let rest = &self.body[object.span.start + 1..object.span.end];
+        let mut spliced = BytesMut::with_capacity(rest.len() + app_id.as_str().len() + 13);
+        spliced.extend_from_slice(b"{\"appId\":\"");
+        spliced.extend_from_slice(app_id.as_str().as_bytes());
+        spliced.extend_from_slice(if object.empty { b"\"" } else { b"\"," });
+        spliced.extend_from_slice(rest);
+        Ok(Payload(spliced.freeze()))
+    }
+}
+
+/// Reads and drops what is left of a refused request's body, within bounds, so that the caller reads our answer and not a reset.
+pub async fn discard<B: Body<Data = Bytes> + Unpin>(
+    mut body: B,
+    bytes_max: usize,
+    deadline: Instant,
+) {
+    let drained = async {
+        let mut left = bytes_max;
+        while let Some(Ok(frame)) = body.frame().await {
+            let size = frame.data_ref().map_or(0, Bytes::len);
+            let Some(rest) = left.checked_sub(size) else {
+                break;
+            };
+            left = rest;
+        }
+    };
+    // Whether all of it came doesn't matter: this is a courtesy.
+    let _ = timeout_at(deadline, drained).await;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Error;
+    use super::check;
+    use super::check_head;
+    use crate::account::AppId;
+    use bytes::Bytes;
+    use http::HeaderMap;
+    use http::HeaderValue;
+    use http::header;
+    use proptest::prelude::*;
+
+    fn addressed(body: &str) -> Result<String, Error> {
+        let draft = check(Bytes::copy_from_slice(body.as_bytes()))?;
+        let payload = draft.address(&AppId::new("abc").expect("an appId"))?;
+        Ok(String::from_utf8(payload.bytes().to_vec()).expect("text"))
+    }
+
+    #[test]
+    fn app_id_goes_in_first_and_nothing_else_changes() {
+        let cases = [
+            ("", r#"{"appId":"abc"}"#),
+            (" \n", r#"{"appId":"abc"}"#),
+            ("{}", r#"{"appId":"abc"}"#),
+            ("{ }", r#"{"appId":"abc" }"#),
+            (r#"{"a":1.10}"#, r#"{"appId":"abc","a":1.10}"#),
+            (
+                " {\n \"a\" : 1e400 } \r\n",
+                "{\"appId\":\"abc\",\n \"a\" : 1e400 }",
+            ),
+            (r#"{"a":1, "appId": "abc"}"#, r#"{"a":1, "appId": "abc"}"#),
+            ("\t{\"appId\":\"abc\"}\n", r#"{"appId":"abc"}"#),
+        ];
+        for (body, expected) in cases {
+            assert_eq!(addressed(body).expect(body), expected);
+        }
+    }
+
+    #[test]
+    fn another_accounts_app_id_is_refused() {
+        for body in [
+            r#"{"appId":"abd"}"#,
+            r#"{"appId":""}"#,
+            r#"{"appId":"ABC"}"#,
+            r#"{"appId":"abc "}"#,
+        ] {
+            assert!(
+                matches!(addressed(body), Err(Error::ForeignAppId { offset: 10 })),
+                "{body}"
+            );
+        }
+    }
+
+    #[test]
+    fn only_plain_json_is_taken() {
+        let check = |content_type: Option<&str>, encoding: Option<&str>, empty: bool| {
+            let mut headers = HeaderMap::new();
+            for (name, value) in [
+                (header::CONTENT_TYPE, content_type),
+                (header::CONTENT_ENCODING, encoding),
+            ] {
+                if let Some(value) = value {
+                    headers.append(name, HeaderValue::from_str(value).expect("a header"));
+                }
+            }
+            check_head(&headers, empty).is_ok()
+        };
+        for good in [
+            "application/json",
+            "Application/JSON; charset=utf-8",
+            "application/json;charset=\"UTF-8\"",
+            "application/json; charset=utf8",
+        ] {
+            assert!(check(Some(good), None, false), "{good}");
+        }
+        for bad in [
+            "application/x-www-form-urlencoded",
+            "text/plain",
+            "text/json",
+            "application/json; charset=gbk",
+            "application/jsonx",
+            "",
+        ] {
+            assert!(!check(Some(bad), None, false), "{bad}");
+            assert!(!check(Some(bad), None, true), "{bad}");
+        }
+        assert!(check(None, None, true));
+        assert!(!check(None, None, false));
+        assert!(!check(Some("application/json"), Some("gzip"), false));
+        assert!(check(Some("application/json"), Some("identity"), false));
+    }
+
+    proptest! {
+        #[test]
+        fn every_byte_but_the_splice_comes_through(members in "( ?\"[b-z]{1,5}[0-9]\": ?(-?[1-9][0-9]{0,24}(\\.[0-9]{1,9})?|\"[a-z\u{4e00}-\u{4eff}🍣]{0,9}\"|\\[ ?\\]|null) ?)?", before in "[ \t\r\n]{0,3}", after in "[ \t\r\n]{0,3}") {
+            let sent = addressed(&format!("{before}{{{members}}}{after}")).expect("it's valid");
+            let comma = if members.trim().is_empty() { "" } else { "," };
+            prop_assert_eq!(sent, format!("{{\"appId\":\"abc\"{comma}{members}}}"));
+        }
+    }
+}
