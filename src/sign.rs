@@ -1,0 +1,116 @@
+//! The signature: `upper(hex(md5(appKey ‖ body)))` (contract, section 1). Knows no HTTP and no clock.
+//!
+//! A body's signature never changes, so it's as secret as the key: it can't be printed, and only `upstream` may put it on the wire.
+
+use std::fmt;
+
+use bytes::Bytes;
+use md5::Digest;
+use zeroize::Zeroizing;
+
+use crate::account::AppKey;
+use crate::payload::Payload;
+
+/// A payload with its signature. Nothing can edit it, and only [`sign`] makes one.
+pub struct SignedBody {
+    body: Bytes,
+    signature: Zeroizing<[u8; SIGNATURE_LENGTH]>,
+}
+
+/// 32 upper-case hex digits.
+pub const SIGNATURE_LENGTH: usize = 32;
+
+/// Signs the exact bytes.
+#[must_use]
+pub fn sign(payload: &Payload, key: &AppKey) -> SignedBody {
+    let mut digest = key.expose().clone();
+    digest.update(payload.bytes());
+    let mut signature = Zeroizing::new([0; SIGNATURE_LENGTH]);
+    const_hex::encode_to_slice_upper(digest.finalize(), &mut *signature)
+        .expect("16 bytes are 32 digits");
+    SignedBody {
+        body: payload.bytes().clone(),
+        signature,
+    }
+}
+
+impl SignedBody {
+    /// What was signed.
+    #[must_use]
+    pub fn body(&self) -> &Bytes {
+        &self.body
+    }
+
+    /// The digits. Called by `upstream` alone (`tests/layers.rs` holds that).
+    #[must_use]
+    pub fn expose_signature(&self) -> &[u8; SIGNATURE_LENGTH] {
+        &self.signature
+    }
+}
+
+impl fmt::Debug for SignedBody {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "SignedBody({} bytes, ..)", self.body.len())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::sign;
+    use crate::account::AppId;
+    use crate::account::AppKey;
+    use crate::payload;
+    use bytes::Bytes;
+    use md5::Digest;
+    use md5::Md5;
+    use serde_json::Value;
+    use zeroize::Zeroizing;
+
+    fn key(text: &str) -> AppKey {
+        AppKey::new(&Zeroizing::new(text.as_bytes().to_vec())).expect("a key")
+    }
+
+    #[test]
+    fn the_shared_vectors_hold() {
+        let vectors: Value =
+            serde_json::from_str(include_str!("../tests/vectors/signature-vectors.json"))
+                .expect("JSON");
+        let vectors = vectors["v1"].as_array().expect("a list");
+        assert!(vectors.len() >= 18, "{}", vectors.len());
+        for vector in vectors {
+            let body =
+                const_hex::decode(vector["body_utf8_hex"].as_str().expect("hex")).expect("hex");
+            let mut digest = key(vector["app_key"].as_str().expect("text"))
+                .expose()
+                .clone();
+            digest.update(body);
+            let digits = const_hex::encode_upper(digest.finalize());
+            assert_eq!(
+                digits,
+                vector["data_signature"].as_str().expect("text"),
+                "{}",
+                vector["name"]
+            );
+        }
+    }
+
+    #[test]
+    fn a_signed_body_carries_its_digits_and_cannot_be_printed() {
+        let draft =
+            payload::check(Bytes::from_static(b"{\"appId\":\"abcdefghijklmn\"}\n")).expect("JSON");
+        let payload = draft
+            .address(&AppId::new("abcdefghijklmn").expect("an appId"))
+            .expect("its own");
+        let signed = sign(&payload, &key("roger1AppKey\n"));
+        assert_eq!(
+            signed.expose_signature(),
+            b"51EDB2A84DDD5A3238CD1D2E306D83F9"
+        );
+        assert_eq!(format!("{signed:?}"), "SignedBody(26 bytes, ..)");
+        let independent = Md5::digest(b"roger1AppKey{\"appId\":\"abcdefghijklmn\"}");
+        assert_eq!(
+            const_hex::encode_upper(independent).as_bytes(),
+            signed.expose_signature()
+        );
+    }
+}
