@@ -1,0 +1,98 @@
+//! From a host's name to a connection that hyper can use: DNS, TCP, TLS.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustls::ClientConfig;
+use rustls::client::Resumption;
+use rustls::crypto::aws_lc_rs;
+use rustls::pki_types::ServerName;
+use socket2::SockRef;
+use socket2::TcpKeepalive;
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+
+use crate::upstream::Error;
+use crate::upstream::Settings;
+use crate::upstream::Upstream;
+use crate::upstream::wire::Socket;
+use crate::upstream::wire::Stream;
+use crate::upstream::wire::Wire;
+
+/// TLS sessions that are remembered for each upstream.
+const SESSIONS_MAX: usize = 64;
+
+/// A peer that vanished without a word is found out after about a minute.
+const KEEPALIVE: TcpKeepalive = TcpKeepalive::new()
+    .with_time(Duration::from_secs(30))
+    .with_interval(Duration::from_secs(10))
+    .with_retries(3);
+
+/// The TLS side of an upstream. Verification can't be turned off.
+///
+/// # Errors
+/// When the library refuses the settings.
+pub(super) fn tls(
+    settings: &Settings,
+) -> Result<(TlsConnector, ServerName<'static>), rustls::Error> {
+    // The provider is named, so that a second one in the tree could never be chosen by accident.
+    let mut config = ClientConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
+        .with_safe_default_protocol_versions()?
+        .with_root_certificates(Arc::clone(&settings.roots))
+        .with_no_client_auth();
+    config.resumption = Resumption::in_memory_sessions(SESSIONS_MAX);
+    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    let name = ServerName::try_from(settings.base_url.host.to_string());
+    let name = name.map_err(|_| {
+        rustls::Error::General("the host's name can't be a server's name".to_owned())
+    })?;
+    Ok((TlsConnector::from(Arc::new(config)), name))
+}
+
+/// Tries each address in turn. The caller sets the deadline.
+pub(super) async fn connect(upstream: &Upstream) -> Result<(Wire, Socket), Error> {
+    let mut last = Error::Resolve(io::Error::new(
+        io::ErrorKind::NotFound,
+        "the name has no address",
+    ));
+    for address in addresses(&upstream.settings)
+        .await
+        .map_err(Error::Resolve)?
+    {
+        match TcpStream::connect(address).await {
+            Ok(stream) => return secure(upstream, stream).await,
+            Err(cause) => last = Error::Connect { address, cause },
+        }
+    }
+    Err(last)
+}
+
+async fn addresses(settings: &Settings) -> io::Result<Vec<SocketAddr>> {
+    if !settings.resolve.is_empty() {
+        return Ok(settings.resolve.clone());
+    }
+    Ok(
+        tokio::net::lookup_host((&*settings.base_url.host, settings.base_url.port))
+            .await?
+            .collect(),
+    )
+}
+
+async fn secure(upstream: &Upstream, stream: TcpStream) -> Result<(Wire, Socket), Error> {
+    // Neither is worth losing a connection for.
+    let _ = stream.set_nodelay(true);
+    let _ = SockRef::from(&stream).set_tcp_keepalive(&KEEPALIVE);
+    let socket = Socket::new(stream);
+    let stream = match &upstream.tls {
+        Some((connector, name)) => Stream::Tls(Box::new(
+            connector
+                .connect(name.clone(), socket.clone())
+                .await
+                .map_err(Error::Tls)?,
+        )),
+        None => Stream::Plain(socket.clone()),
+    };
+    Ok((Wire::new(stream), socket))
+}

@@ -1,0 +1,293 @@
+//! One KYBIO host, and exactly one attempt to reach it. Takes nothing less than a signed body, sends it nowhere but to the account's
+//! own host, follows no redirect, and says of each failure whether anything may have left.
+
+pub mod connect;
+pub mod pool;
+pub mod send;
+pub mod wire;
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
+use std::time::Duration;
+
+use http::HeaderValue;
+use http::Uri;
+use prometheus::IntCounter;
+use prometheus::IntGauge;
+use rustls::RootCertStore;
+use rustls::pki_types::ServerName;
+use tokio::sync::Notify;
+use tokio::sync::Semaphore;
+use tokio_rustls::TlsConnector;
+
+use crate::name::UpstreamName;
+use crate::observe::metrics::Metrics;
+
+/// What configuration says of one host.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// The name that configuration gives it.
+    pub name: UpstreamName,
+    /// Where it is.
+    pub base_url: BaseUrl,
+    /// Whom its certificate must lead to.
+    pub roots: Arc<RootCertStore>,
+    /// Addresses instead of those that DNS has; empty for DNS. Host, SNI and verification stay the URL's.
+    pub resolve: Vec<SocketAddr>,
+    /// DNS, TCP and TLS together, all addresses included.
+    pub connect_timeout: Duration,
+    /// A read's attempt.
+    pub attempt_timeout: Duration,
+    /// All that a request may take, from its head on.
+    pub total_timeout: Duration,
+    /// How long an unused connection is kept.
+    pub idle_timeout: Duration,
+    /// How long any connection is used, so that address changes are seen.
+    pub connection_age_max: Duration,
+    /// Connections in the whole process.
+    pub connections_max: usize,
+    /// The largest reply that is read, compressed or not.
+    pub reply_bytes_max: usize,
+}
+
+/// `https://host[:port][/path]`; `http://` to this machine alone.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BaseUrl {
+    tls: bool,
+    host: Box<str>,
+    port: u16,
+    authority: HeaderValue,
+    path: Box<str>,
+}
+
+/// Why a text can't be a base URL.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum BadUrl {
+    /// Not `https://host[:port][/path]`.
+    #[error("write it as https://host[:port][/path], without user, query or fragment")]
+    Form,
+    /// Signed bodies in plain text over a network.
+    #[error("http:// is for this machine alone (127.0.0.1, [::1], localhost): use https://")]
+    PlainText,
+}
+
+impl BaseUrl {
+    /// The path's trailing slash is dropped.
+    ///
+    /// # Errors
+    /// When it has another form, or is plain text to another machine.
+    pub fn parse(text: &str) -> Result<Self, BadUrl> {
+        let uri: Uri = text.parse().map_err(|_| BadUrl::Form)?;
+        let tls = match uri.scheme_str() {
+            Some("https") => true,
+            Some("http") => false,
+            _ => return Err(BadUrl::Form),
+        };
+        let authority = uri.authority().ok_or(BadUrl::Form)?;
+        if authority.as_str().contains('@')
+            || text.contains(['?', '#'])
+            || authority.host().is_empty()
+        {
+            return Err(BadUrl::Form);
+        }
+        let host = authority
+            .host()
+            .trim_start_matches('[')
+            .trim_end_matches(']');
+        let loopback = host == "localhost"
+            || host
+                .parse::<std::net::IpAddr>()
+                .is_ok_and(|address| address.is_loopback());
+        if !tls && !loopback {
+            return Err(BadUrl::PlainText);
+        }
+        ServerName::try_from(host).map_err(|_| BadUrl::Form)?;
+        Ok(Self {
+            tls,
+            host: host.into(),
+            port: authority.port_u16().unwrap_or(if tls { 443 } else { 80 }),
+            authority: HeaderValue::from_str(authority.as_str()).map_err(|_| BadUrl::Form)?,
+            path: uri.path().trim_end_matches('/').into(),
+        })
+    }
+
+    /// Host and port, for logs.
+    #[must_use]
+    pub fn authority(&self) -> &str {
+        self.authority.to_str().unwrap_or_default()
+    }
+}
+
+/// One host for the whole process: TLS sessions and the number of connections are shared by all workers.
+pub struct Upstream {
+    settings: Settings,
+    tls: Option<(TlsConnector, ServerName<'static>)>,
+    permits: Arc<Semaphore>,
+    /// Workers that wait for a permit now.
+    waiting: AtomicUsize,
+    /// Rings when somebody starts to wait.
+    wanted: Notify,
+    open: IntGauge,
+    opened: IntCounter,
+    reused: IntCounter,
+}
+
+impl Upstream {
+    /// # Errors
+    /// When the TLS library refuses the settings.
+    pub fn new(settings: Settings, metrics: &Metrics) -> Result<Self, rustls::Error> {
+        let name = settings.name.as_str();
+        let tls = if settings.base_url.tls {
+            Some(connect::tls(&settings)?)
+        } else {
+            None
+        };
+        Ok(Self {
+            permits: Arc::new(Semaphore::new(settings.connections_max)),
+            waiting: AtomicUsize::new(0),
+            wanted: Notify::new(),
+            open: metrics.upstream_connections.with_label_values(&[name]),
+            opened: metrics.upstream_opened.with_label_values(&[name]),
+            reused: metrics.upstream_reused.with_label_values(&[name]),
+            tls,
+            settings,
+        })
+    }
+
+    /// What configuration says of it.
+    #[must_use]
+    pub fn settings(&self) -> &Settings {
+        &self.settings
+    }
+}
+
+/// Whether the vendor may have seen the call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Left {
+    /// It provably didn't: no connection, the request was handed back, or not one byte was accepted since it was handed over.
+    Nothing,
+    /// It may have. Nothing else proves anything.
+    Perhaps,
+}
+
+/// Why an attempt brought no whole reply.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The host's name has no address.
+    #[error("the host's name can't be resolved")]
+    Resolve(#[source] io::Error),
+    /// No address took the connection.
+    #[error("no connection to {address}")]
+    Connect {
+        /// The last one that was tried.
+        address: SocketAddr,
+        /// What it said.
+        #[source]
+        cause: io::Error,
+    },
+    /// The TLS handshake failed: mostly a certificate that isn't trusted.
+    #[error("the TLS handshake failed")]
+    Tls(#[source] io::Error),
+    /// No connection in time.
+    #[error("no connection within the connect timeout")]
+    ConnectTimeout,
+    /// `connections_max` are in use.
+    #[error("all connections are in use")]
+    Capacity,
+    /// The connection had gone before the request was written.
+    #[error("the connection had gone before the request was sent")]
+    Unsent(#[source] hyper::Error),
+    /// The connection broke.
+    #[error("the connection broke before the reply was whole")]
+    Broken(#[source] hyper::Error),
+    /// No whole reply in time.
+    #[error("no whole reply in time")]
+    Timeout(Left),
+    /// The reply is larger than `reply_bytes_max`.
+    #[error("the reply is larger than {0} bytes")]
+    TooLarge(usize),
+}
+
+impl Error {
+    /// Decided where the error was born.
+    #[must_use]
+    pub fn left(&self) -> Left {
+        match self {
+            Self::Resolve(_)
+            | Self::Connect { .. }
+            | Self::Tls(_)
+            | Self::ConnectTimeout
+            | Self::Capacity
+            | Self::Unsent(_) => Left::Nothing,
+            Self::Timeout(left) => *left,
+            Self::Broken(_) | Self::TooLarge(_) => Left::Perhaps,
+        }
+    }
+
+    /// The `result` label of an attempt.
+    #[must_use]
+    pub fn label(&self) -> &'static str {
+        match self {
+            Self::Resolve(_) => "resolve",
+            Self::Connect { .. } => "connect",
+            Self::Tls(_) => "tls",
+            Self::ConnectTimeout => "connect-timeout",
+            Self::Capacity => "capacity",
+            Self::Unsent(_) => "unsent",
+            Self::Broken(_) => "broken",
+            Self::Timeout(_) => "timeout",
+            Self::TooLarge(_) => "too-large",
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::BadUrl;
+    use super::BaseUrl;
+
+    #[test]
+    fn base_urls_are_https_or_this_machine() {
+        let check = |text: &str, expected: Result<(&str, u16, &str), BadUrl>| {
+            let url = BaseUrl::parse(text);
+            assert_eq!(
+                url.as_ref()
+                    .map(|url| (&*url.host, url.port, &*url.path))
+                    .map_err(|error| *error),
+                expected,
+                "{text}"
+            );
+        };
+        check(
+            "https://area1.example.com/pospal-api2",
+            Ok(("area1.example.com", 443, "/pospal-api2")),
+        );
+        check(
+            "https://area1.example.com:8443/a/",
+            Ok(("area1.example.com", 8443, "/a")),
+        );
+        check(
+            "https://area1.example.com",
+            Ok(("area1.example.com", 443, "")),
+        );
+        check("http://127.0.0.1:9443", Ok(("127.0.0.1", 9443, "")));
+        check("http://[::1]:1/x", Ok(("::1", 1, "/x")));
+        check("http://localhost", Ok(("localhost", 80, "")));
+        check("http://area1.example.com", Err(BadUrl::PlainText));
+        check("http://127.0.0.1.example.com", Err(BadUrl::PlainText));
+        for bad in [
+            "",
+            "area1.example.com",
+            "ftp://x",
+            "https://",
+            "https://u:p@x",
+            "https://x/?q",
+            "https://x/#f",
+            "https://x y",
+        ] {
+            check(bad, Err(BadUrl::Form));
+        }
+    }
+}

@@ -1,0 +1,182 @@
+//! The stream between hyper and TLS on the upstream side: counts the bytes that were accepted, which is one of the two proofs that
+//! nothing has left, and keeps the socket within reach of the pool.
+
+use std::io;
+use std::mem::MaybeUninit;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering;
+use std::task::Context;
+use std::task::Poll;
+use std::task::ready;
+
+use socket2::SockRef;
+use tokio::io::AsyncRead;
+use tokio::io::AsyncWrite;
+use tokio::io::ReadBuf;
+use tokio::net::TcpStream;
+use tokio_rustls::client::TlsStream;
+
+/// How many bytes the layer below hyper has accepted so far. Zero since a request was handed over means that none of it left.
+#[derive(Clone, Debug, Default)]
+pub struct Accepted(Arc<AtomicU64>);
+
+impl Accepted {
+    /// The count now.
+    #[must_use]
+    pub fn count(&self) -> u64 {
+        self.0.load(Ordering::Acquire)
+    }
+}
+
+/// A TCP socket that the pool can look at while hyper owns the stream.
+#[derive(Clone, Debug)]
+pub struct Socket(Arc<TcpStream>);
+
+impl Socket {
+    /// Takes over a connected socket.
+    #[must_use]
+    pub fn new(stream: TcpStream) -> Self {
+        Self(Arc::new(stream))
+    }
+
+    /// Nothing to be read: neither the end of the stream nor bytes that nobody asked for. Asks the kernel, because the runtime may
+    /// not have heard yet.
+    #[must_use]
+    pub fn is_quiet(&self) -> bool {
+        let mut byte = [MaybeUninit::uninit()];
+        SockRef::from(&*self.0)
+            .peek(&mut byte)
+            .is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock)
+    }
+}
+
+impl AsyncRead for Socket {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        loop {
+            ready!(self.0.poll_read_ready(cx))?;
+            match self.0.try_read(buffer.initialize_unfilled()) {
+                Ok(count) => {
+                    buffer.advance(count);
+                    return Poll::Ready(Ok(()));
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) => return Poll::Ready(Err(error)),
+            }
+        }
+    }
+}
+
+impl AsyncWrite for Socket {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        loop {
+            ready!(self.0.poll_write_ready(cx))?;
+            match self.0.try_write(bytes) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                result => return Poll::Ready(result),
+            }
+        }
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        // The kernel sends by itself.
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match SockRef::from(&*self.0).shutdown(std::net::Shutdown::Write) {
+            // Closed by the other side already: what was wanted.
+            Err(error) if error.kind() == io::ErrorKind::NotConnected => Poll::Ready(Ok(())),
+            result => Poll::Ready(result),
+        }
+    }
+}
+
+/// What hyper writes to.
+#[derive(Debug)]
+pub struct Wire {
+    stream: Stream,
+    accepted: Accepted,
+}
+
+/// With or without TLS; the latter to loopback alone.
+#[derive(Debug)]
+pub enum Stream {
+    /// `https://`.
+    Tls(Box<TlsStream<Socket>>),
+    /// `http://`.
+    Plain(Socket),
+}
+
+impl Wire {
+    /// Counts from zero.
+    #[must_use]
+    pub fn new(stream: Stream) -> Self {
+        Self {
+            stream,
+            accepted: Accepted::default(),
+        }
+    }
+
+    /// The counter, which lives on when hyper owns the stream.
+    #[must_use]
+    pub fn accepted(&self) -> Accepted {
+        self.accepted.clone()
+    }
+
+    fn inner(&mut self) -> Pin<&mut (dyn Duplex + Send)> {
+        match &mut self.stream {
+            Stream::Tls(stream) => Pin::new(&mut **stream),
+            Stream::Plain(stream) => Pin::new(stream),
+        }
+    }
+}
+
+trait Duplex: AsyncRead + AsyncWrite + Unpin {}
+
+impl<T: AsyncRead + AsyncWrite + Unpin> Duplex for T {}
+
+impl AsyncRead for Wire {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        self.inner().poll_read(cx, buffer)
+    }
+}
+
+impl AsyncWrite for Wire {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        let result = self.inner().poll_write(cx, bytes);
+        let taken = match &result {
+            Poll::Ready(Ok(count)) => *count as u64,
+            // A write that failed half-way may have taken some of it.
+            Poll::Ready(Err(_)) => 1,
+            Poll::Pending => 0,
+        };
+        self.accepted.0.fetch_add(taken, Ordering::AcqRel);
+        result
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.inner().poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.inner().poll_shutdown(cx)
+    }
+}
