@@ -1,0 +1,324 @@
+//! The clocks of a caller's connection: idle, head, write. (That of the body runs in `payload`, that of the handshake around it.)
+//!
+//! hyper's own header timer can't tell a caller that is slow from one that keeps a connection for later, so this stream around TLS
+//! does. It arms a timer only when there's nothing to read, and lets an earlier one run out rather than set it anew, so that a
+//! request in time costs no timer at all.
+
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::Mutex;
+use std::sync::MutexGuard;
+use std::sync::PoisonError;
+use std::task::Context;
+use std::task::Poll;
+use std::task::ready;
+use std::time::Duration;
+
+use tokio::io::AsyncRead;
+use tokio::io::AsyncWrite;
+use tokio::io::ReadBuf;
+use tokio::time::Instant;
+use tokio::time::Sleep;
+use tokio::time::sleep_until;
+
+use crate::clock::Clock;
+use crate::observe::metrics::Metrics;
+
+/// How long each may take.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Without any request.
+    pub idle: Duration,
+    /// From a head's first byte to its last; `None` on HTTP/2, whose frames say nothing of where a head ends.
+    pub head: Option<Duration>,
+    /// Without the caller taking a byte of what is written to it.
+    pub write: Duration,
+}
+
+/// What the connection is doing, shared by the stream and the service.
+#[derive(Clone, Debug)]
+pub struct Activity(Arc<Mutex<State>>);
+
+#[derive(Debug)]
+struct State {
+    requests: usize,
+    idle_since: Instant,
+    head_since: Option<Instant>,
+}
+
+impl Activity {
+    /// Idle from `now` on.
+    #[must_use]
+    pub fn new(now: Instant) -> Self {
+        Self(Arc::new(Mutex::new(State {
+            requests: 0,
+            idle_since: now,
+            head_since: None,
+        })))
+    }
+
+    /// A head is whole; its request lasts until the value is dropped.
+    #[must_use]
+    pub fn request(&self, clock: &Clock) -> Request {
+        let mut state = self.state();
+        state.requests += 1;
+        state.head_since = None;
+        Request {
+            activity: self.clone(),
+            clock: clock.clone(),
+        }
+    }
+
+    fn bytes_came(&self, clock: &Clock) {
+        let mut state = self.state();
+        if state.requests == 0 && state.head_since.is_none() {
+            state.head_since = Some(clock.now());
+        }
+    }
+
+    /// When the caller must have said more, and by which clock.
+    fn deadline(&self, limits: &Limits) -> Option<(Instant, &'static str)> {
+        let state = self.state();
+        match (state.requests, state.head_since, limits.head) {
+            (0, Some(since), Some(head)) => Some((since + head, "head")),
+            (0, _, _) => Some((state.idle_since + limits.idle, "idle")),
+            // While a request is on its way, other deadlines hold.
+            (_, _, _) => None,
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A request between its head and its answer.
+#[derive(Debug)]
+pub struct Request {
+    activity: Activity,
+    clock: Clock,
+}
+
+impl Drop for Request {
+    fn drop(&mut self) {
+        let mut state = self.activity.state();
+        state.requests -= 1;
+        if state.requests == 0 {
+            state.idle_since = self.clock.now();
+        }
+    }
+}
+
+/// The stream, with its clocks.
+pub struct Guard<S> {
+    stream: S,
+    limits: Limits,
+    activity: Activity,
+    clock: Clock,
+    metrics: Arc<Metrics>,
+    reading: Timer,
+    writing: Timer,
+    write_since: Option<Instant>,
+}
+
+impl<S> Guard<S> {
+    /// The clocks start now.
+    #[must_use]
+    pub fn new(
+        stream: S,
+        limits: Limits,
+        activity: Activity,
+        clock: Clock,
+        metrics: Arc<Metrics>,
+    ) -> Self {
+        Self {
+            stream,
+            limits,
+            activity,
+            clock,
+            metrics,
+            reading: Timer::default(),
+            writing: Timer::default(),
+            write_since: None,
+        }
+    }
+
+    fn timed_out(&self, clock: &'static str) -> io::Error {
+        self.metrics
+            .downstream_timeouts
+            .with_label_values(&[clock])
+            .inc();
+        io::Error::new(io::ErrorKind::TimedOut, clock)
+    }
+
+    /// The caller takes nothing: for how long?
+    fn poll_stuck(&mut self, cx: &mut Context<'_>) -> Poll<io::Error> {
+        let since = *self.write_since.get_or_insert_with(|| self.clock.now());
+        ready!(
+            self.writing
+                .poll(cx, since + self.limits.write, &self.clock)
+        );
+        Poll::Ready(self.timed_out("write"))
+    }
+}
+
+/// One timer that is set anew only when it would ring too late.
+#[derive(Default)]
+struct Timer(Option<(Instant, Pin<Box<Sleep>>)>);
+
+impl Timer {
+    fn poll(&mut self, cx: &mut Context<'_>, deadline: Instant, clock: &Clock) -> Poll<()> {
+        let (armed, sleep) = self
+            .0
+            .get_or_insert_with(|| (deadline, Box::pin(sleep_until(deadline))));
+        if *armed > deadline {
+            *armed = deadline;
+            sleep.as_mut().reset(deadline);
+        }
+        while sleep.as_mut().poll(cx).is_ready() {
+            if clock.now() >= deadline {
+                return Poll::Ready(());
+            }
+            *armed = deadline;
+            sleep.as_mut().reset(deadline);
+        }
+        Poll::Pending
+    }
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Guard<S> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let this = &mut *self;
+        let before = buffer.filled().len();
+        if let Poll::Ready(result) = Pin::new(&mut this.stream).poll_read(cx, buffer) {
+            if buffer.filled().len() > before {
+                this.activity.bytes_came(&this.clock);
+            }
+            return Poll::Ready(result);
+        }
+        let Some((deadline, name)) = this.activity.deadline(&this.limits) else {
+            return Poll::Pending;
+        };
+        ready!(this.reading.poll(cx, deadline, &this.clock));
+        Poll::Ready(Err(this.timed_out(name)))
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Guard<S> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        let this = &mut *self;
+        if let Poll::Ready(result) = Pin::new(&mut this.stream).poll_write(cx, bytes) {
+            this.write_since = None;
+            return Poll::Ready(result);
+        }
+        this.poll_stuck(cx).map(Err)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let this = &mut *self;
+        if let Poll::Ready(result) = Pin::new(&mut this.stream).poll_flush(cx) {
+            this.write_since = None;
+            return Poll::Ready(result);
+        }
+        this.poll_stuck(cx).map(Err)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let this = &mut *self;
+        if let Poll::Ready(result) = Pin::new(&mut this.stream).poll_shutdown(cx) {
+            return Poll::Ready(result);
+        }
+        this.poll_stuck(cx).map(Err)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Activity;
+    use super::Guard;
+    use super::Limits;
+    use crate::clock::Clock;
+    use crate::observe::metrics::Metrics;
+    use std::io::ErrorKind;
+    use std::sync::Arc;
+    use std::time::Duration;
+    use tokio::io::AsyncReadExt;
+    use tokio::io::AsyncWriteExt;
+    use tokio::io::DuplexStream;
+    use tokio::time::Instant;
+
+    const LIMITS: Limits = Limits {
+        idle: Duration::from_secs(120),
+        head: Some(Duration::from_secs(10)),
+        write: Duration::from_secs(30),
+    };
+
+    fn guarded() -> (Guard<DuplexStream>, DuplexStream, Activity) {
+        let (ours, theirs) = tokio::io::duplex(64);
+        let activity = Activity::new(Instant::now());
+        let guard = Guard::new(
+            ours,
+            LIMITS,
+            activity.clone(),
+            Clock::system(),
+            Arc::new(Metrics::new([])),
+        );
+        (guard, theirs, activity)
+    }
+
+    /// Seconds of paused time until the guard gives up on reading.
+    async fn gives_up_after(guard: &mut Guard<DuplexStream>) -> u64 {
+        let start = Instant::now();
+        let error = guard.read_u8().await.expect_err("nobody writes");
+        assert_eq!(error.kind(), ErrorKind::TimedOut);
+        start.elapsed().as_secs()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_idle_connection_ends_after_the_idle_time() {
+        let (mut guard, _theirs, _) = guarded();
+        assert_eq!(gives_up_after(&mut guard).await, 120);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_head_that_was_begun_must_be_ended_sooner() {
+        let (mut guard, mut theirs, _) = guarded();
+        tokio::time::advance(Duration::from_secs(100)).await;
+        theirs.write_all(b"P").await.expect("room");
+        assert_eq!(guard.read_u8().await.expect("a byte"), b'P');
+        assert_eq!(gives_up_after(&mut guard).await, 10);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_request_stops_both_clocks_and_idling_starts_anew() {
+        let (mut guard, mut theirs, activity) = guarded();
+        theirs.write_all(b"P").await.expect("room");
+        guard.read_u8().await.expect("a byte");
+        let request = activity.request(&Clock::system());
+        let waited = tokio::time::timeout(Duration::from_secs(3_600), guard.read_u8()).await;
+        assert!(waited.is_err(), "{waited:?}");
+        drop(request);
+        assert_eq!(gives_up_after(&mut guard).await, 120);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_caller_that_takes_nothing_is_given_up() {
+        let (mut guard, mut theirs, _) = guarded();
+        let start = Instant::now();
+        let error = guard.write_all(&[0; 100]).await.expect_err("64 fit");
+        assert_eq!(
+            (error.kind(), start.elapsed().as_secs()),
+            (ErrorKind::TimedOut, 30)
+        );
+        theirs.read_exact(&mut [0; 64]).await.expect("what fitted");
+    }
+}

@@ -1,0 +1,332 @@
+//! The door: TCP and TLS with a client certificate, HTTP/1.1 and HTTP/2, under limits that each have a name. Knows nothing of what is
+//! served behind it.
+
+pub mod guard;
+pub mod tls;
+
+use std::convert::Infallible;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::HeaderValue;
+use http::Request;
+use http::Response;
+use http::Version;
+use http::header;
+use http_body_util::Full;
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::server::conn::http2;
+use hyper::service::service_fn;
+use hyper_util::rt::TokioExecutor;
+use hyper_util::rt::TokioIo;
+use hyper_util::rt::TokioTimer;
+use prometheus::IntGauge;
+use rustls::ServerConfig;
+use tokio::net::TcpListener;
+use tokio::net::TcpStream;
+use tokio::sync::Semaphore;
+use tokio::time::Instant;
+use tokio::time::sleep;
+use tokio::time::sleep_until;
+use tokio::time::timeout;
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
+use tokio_util::task::TaskTracker;
+
+use crate::clock::Clock;
+use crate::identity::Names;
+use crate::listener::guard::Activity;
+use crate::listener::guard::Guard;
+use crate::listener::guard::Limits;
+use crate::observe::metrics::Metrics;
+use crate::stop::Stop;
+
+/// What configuration says of the listener, but for its address and certificates.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// TCP to TLS.
+    pub handshake_timeout: Duration,
+    /// From a head's first byte to its last.
+    pub header_timeout: Duration,
+    /// Without any request. Longer than callers keep theirs, so that it's they who close.
+    pub idle_timeout: Duration,
+    /// Without the caller taking a byte.
+    pub write_timeout: Duration,
+    /// Connections in the whole process, handshakes included.
+    pub connections_max: usize,
+    /// After this time, give or take a tenth, a connection ends with its next answer.
+    pub connection_age_max: Duration,
+}
+
+/// HTTP/2 requests at a time on one connection.
+pub const STREAMS_MAX: u32 = 100;
+
+/// Header fields of one request, names and values, in bytes.
+pub const HEADERS_BYTES_MAX: usize = 32 * 1024;
+
+/// HTTP/2 streams that a caller has reset while we hadn't begun with them; more end the connection (CVE-2023-44487).
+const PENDING_RESETS_MAX: usize = 20;
+
+/// HTTP/2 streams that we had to reset because of the caller's faults; more end the connection (CVE-2025-8671).
+const LOCAL_RESETS_MAX: usize = 64;
+
+/// How often a silent HTTP/2 caller is asked whether it's there, and how long it may take to say so.
+const PING_INTERVAL: Duration = Duration::from_secs(30);
+const PING_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How long to wait when the kernel won't give a connection, mostly for want of descriptors.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// The one door of the process; every worker takes connections from it.
+pub struct Listener {
+    settings: Settings,
+    tls: TlsAcceptor,
+    permits: Arc<Semaphore>,
+    metrics: Arc<Metrics>,
+    clock: Clock,
+}
+
+/// Who is at the other end: the names of a certificate that was verified.
+#[derive(Clone, Debug)]
+pub struct Peer {
+    /// Where from.
+    pub address: SocketAddr,
+    /// What the certificate says of its holder.
+    pub names: Names,
+}
+
+/// Counts a connection as open for as long as it lives.
+struct Open(IntGauge);
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
+}
+
+impl Listener {
+    /// One for the process.
+    #[must_use]
+    pub fn new(settings: Settings, tls: ServerConfig, metrics: Arc<Metrics>, clock: Clock) -> Self {
+        let permits = Arc::new(Semaphore::new(settings.connections_max));
+        Self {
+            settings,
+            tls: TlsAcceptor::from(Arc::new(tls)),
+            permits,
+            metrics,
+            clock,
+        }
+    }
+
+    /// Takes connections until `stop` is closing. Each runs in a task of `tasks`; `serve` answers its requests.
+    ///
+    /// Who waits for `tasks` afterwards waits for the answers under way.
+    pub async fn run<F, A>(
+        self: Arc<Self>,
+        socket: TcpListener,
+        stop: Stop,
+        tasks: TaskTracker,
+        serve: F,
+    ) where
+        F: Fn(Arc<Peer>, Request<Incoming>) -> A + Clone + Send + 'static,
+        A: Future<Output = Response<Full<Bytes>>> + Send + 'static,
+    {
+        loop {
+            // The permit comes first: at the limit, callers wait in the kernel's queue rather than being turned away.
+            let accepted = async {
+                let permit = Arc::clone(&self.permits)
+                    .acquire_owned()
+                    .await
+                    .expect("the semaphore is never closed");
+                (permit, socket.accept().await)
+            };
+            let (permit, accepted) = tokio::select! {
+                accepted = accepted => accepted,
+                () = stop.closing.cancelled() => return,
+            };
+            match accepted {
+                Ok((stream, address)) => {
+                    let connection =
+                        Arc::clone(&self).connection(stream, address, stop.clone(), serve.clone());
+                    tasks.spawn(async move {
+                        connection.await;
+                        drop(permit);
+                    });
+                }
+                Err(error) => {
+                    self.metrics.accept_errors.inc();
+                    tracing::warn!(%error, "a connection couldn't be taken");
+                    sleep(ACCEPT_PAUSE).await;
+                }
+            }
+        }
+    }
+
+    async fn connection<F, A>(
+        self: Arc<Self>,
+        stream: TcpStream,
+        address: SocketAddr,
+        stop: Stop,
+        serve: F,
+    ) where
+        F: Fn(Arc<Peer>, Request<Incoming>) -> A + Clone + Send + 'static,
+        A: Future<Output = Response<Full<Bytes>>> + Send + 'static,
+    {
+        self.metrics.downstream_accepted.inc();
+        self.metrics.downstream_connections.inc();
+        let _open = Open(self.metrics.downstream_connections.clone());
+        // Not worth losing a connection for.
+        let _ = stream.set_nodelay(true);
+        let Some(stream) = self.handshake(stream, address, &stop).await else {
+            return;
+        };
+        // Boxed, because the state of a served connection is large and most of it would be carried around otherwise.
+        Box::pin(self.serve(stream, address, stop, serve)).await;
+    }
+
+    /// TLS within its deadline; a failure is counted and logged by its reason.
+    async fn handshake(
+        &self,
+        stream: TcpStream,
+        address: SocketAddr,
+        stop: &Stop,
+    ) -> Option<TlsStream<TcpStream>> {
+        let handshake = Box::pin(timeout(
+            self.settings.handshake_timeout,
+            self.tls.accept(stream),
+        ));
+        let (reason, cause) = tokio::select! {
+            outcome = handshake => match outcome {
+                Ok(Ok(stream)) => {
+                    self.metrics.handshakes.inc();
+                    return Some(stream);
+                }
+                // A health checker's or a scanner's: it connected, said nothing and left.
+                Ok(Err(error)) if error.kind() == io::ErrorKind::UnexpectedEof => ("protocol", error.to_string()),
+                Ok(Err(error)) => (tls::reason(&error), error.to_string()),
+                Err(_) => ("timeout", format!("no TLS handshake within {:?}", self.settings.handshake_timeout)),
+            },
+            () = stop.cut.cancelled() => return None,
+        };
+        self.metrics
+            .handshake_failures
+            .with_label_values(&[reason])
+            .inc();
+        tracing::info!(peer = %address, reason, cause, "a TLS handshake failed");
+        None
+    }
+
+    async fn serve<F, A>(
+        self: Arc<Self>,
+        stream: TlsStream<TcpStream>,
+        address: SocketAddr,
+        stop: Stop,
+        serve: F,
+    ) where
+        F: Fn(Arc<Peer>, Request<Incoming>) -> A + Clone + Send + 'static,
+        A: Future<Output = Response<Full<Bytes>>> + Send + 'static,
+    {
+        let session = stream.get_ref().1;
+        let names = session
+            .peer_certificates()
+            .and_then(|chain| chain.first())
+            .map(tls::names)
+            .unwrap_or_default();
+        let is_http2 = session.alpn_protocol() == Some(b"h2");
+        let peer = Arc::new(Peer { address, names });
+        let activity = Activity::new(self.clock.now());
+        let head = (!is_http2).then_some(self.settings.header_timeout);
+        let limits = Limits {
+            idle: self.settings.idle_timeout,
+            head,
+            write: self.settings.write_timeout,
+        };
+        let io = TokioIo::new(Guard::new(
+            stream,
+            limits,
+            activity.clone(),
+            self.clock.clone(),
+            Arc::clone(&self.metrics),
+        ));
+        let draining = stop.draining.clone();
+        let clock = self.clock.clone();
+        let service = service_fn(move |request: Request<Incoming>| {
+            let active = activity.request(&clock);
+            let version = request.version();
+            let answer = serve(Arc::clone(&peer), request);
+            let draining = draining.clone();
+            async move {
+                let mut answer = answer.await;
+                if draining.is_cancelled() && version < Version::HTTP_2 {
+                    answer
+                        .headers_mut()
+                        .insert(header::CONNECTION, HeaderValue::from_static("close"));
+                }
+                drop(active);
+                Ok::<_, Infallible>(answer)
+            }
+        });
+        let age_ends = self.clock.now() + self.age();
+        if is_http2 {
+            let connection = http2::Builder::new(TokioExecutor::new())
+                .timer(TokioTimer::new())
+                .keep_alive_interval(PING_INTERVAL)
+                .keep_alive_timeout(PING_TIMEOUT)
+                .max_concurrent_streams(STREAMS_MAX)
+                .max_header_list_size(HEADERS_BYTES_MAX as u32)
+                .max_pending_accept_reset_streams(PENDING_RESETS_MAX)
+                .max_local_error_reset_streams(LOCAL_RESETS_MAX)
+                .serve_connection(io, service);
+            let mut connection = std::pin::pin!(connection);
+            tokio::select! {
+                _ = connection.as_mut() => return,
+                // HTTP/2 callers are told at once (GOAWAY), and go elsewhere while what they asked is answered.
+                () = leave(age_ends, &stop, &stop.draining) => connection.as_mut().graceful_shutdown(),
+            }
+            finish(connection, &stop).await;
+        } else {
+            let connection = http1::Builder::new()
+                // The guard has the clock for heads. `pipeline_flush` stays off: it costs a tenth.
+                .header_read_timeout(None)
+                .max_buf_size(HEADERS_BYTES_MAX)
+                .writev(false)
+                .serve_connection(io, service);
+            let mut connection = std::pin::pin!(connection);
+            tokio::select! {
+                _ = connection.as_mut() => return,
+                // HTTP/1 callers were asked to leave with each answer since `draining`; what is idle now may be closed.
+                () = leave(age_ends, &stop, &stop.closing) => connection.as_mut().graceful_shutdown(),
+            }
+            finish(connection, &stop).await;
+        }
+    }
+
+    /// The age at which a connection ends, with a tenth of jitter from its birth's clock bits, so that a herd that came together
+    /// doesn't leave together.
+    fn age(&self) -> Duration {
+        let full = self.settings.connection_age_max;
+        let jitter = full.mul_f64(
+            f64::from(self.clock.since_epoch().subsec_nanos() % 1_000_003) / 1_000_003.0 / 5.0,
+        );
+        full - full / 10 + jitter
+    }
+}
+
+async fn leave(age_ends: Instant, stop: &Stop, step: &tokio_util::sync::CancellationToken) {
+    tokio::select! {
+        () = sleep_until(age_ends) => {}
+        () = step.cancelled() => {}
+        () = stop.closing.cancelled() => {}
+    }
+}
+
+async fn finish<E>(connection: impl Future<Output = Result<(), E>>, stop: &Stop) {
+    tokio::select! {
+        _ = connection => {}
+        () = stop.cut.cancelled() => {}
+    }
+}

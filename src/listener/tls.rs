@@ -1,0 +1,127 @@
+//! The caller's side of TLS: a client certificate is demanded, and each refusal has a reason that can be counted.
+
+use std::io;
+use std::sync::Arc;
+
+use rustls::CertificateError;
+use rustls::RootCertStore;
+use rustls::ServerConfig;
+use rustls::crypto::aws_lc_rs;
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::CertificateRevocationListDer;
+use rustls::pki_types::PrivateKeyDer;
+use rustls::server::NoServerSessionStorage;
+use rustls::server::VerifierBuilderError;
+use rustls::server::WebPkiClientVerifier;
+use x509_parser::extensions::GeneralName;
+use x509_parser::parse_x509_certificate;
+
+use crate::identity::Names;
+
+/// Everything that the listener's TLS is made of.
+#[derive(Debug)]
+pub struct Material {
+    /// Our certificate first, then what leads to the CA.
+    pub chain: Vec<CertificateDer<'static>>,
+    /// Its key.
+    pub key: PrivateKeyDer<'static>,
+    /// Whom callers' certificates must lead to.
+    pub client_roots: RootCertStore,
+    /// With at least one, a certificate of unknown status is refused.
+    pub client_crls: Vec<CertificateRevocationListDer<'static>>,
+    /// A revocation list past its next update refuses everybody that it covers.
+    pub refuse_expired_crl: bool,
+}
+
+/// Why the material can't be used.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Key and certificate don't belong together, or one of them can't be used.
+    #[error("certificate and private key: {0}")]
+    Certificate(#[from] rustls::Error),
+    /// The CA or a revocation list can't be used.
+    #[error("client CA or revocation list: {0}")]
+    Clients(#[from] VerifierBuilderError),
+}
+
+/// # Errors
+/// When parts don't fit together.
+pub fn server_config(material: &Material) -> Result<ServerConfig, Error> {
+    let provider = Arc::new(aws_lc_rs::default_provider());
+    let roots = Arc::new(material.client_roots.clone());
+    // Without `allow_unauthenticated`, a client certificate is demanded.
+    let mut verifier = WebPkiClientVerifier::builder_with_provider(roots, Arc::clone(&provider));
+    if !material.client_crls.is_empty() {
+        verifier = verifier.with_crls(material.client_crls.iter().cloned());
+        if material.refuse_expired_crl {
+            verifier = verifier.enforce_revocation_expiration();
+        }
+    }
+    let mut config = ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()?
+        .with_client_cert_verifier(verifier.build()?)
+        .with_single_cert(material.chain.clone(), material.key.clone_key())?;
+    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    // A resumed session isn't verified again by the library, so there are none: a caller's connections live for minutes, and the
+    // fifth of a handshake that resumption saves isn't worth a certificate that has ended or was revoked meanwhile.
+    config.session_storage = Arc::new(NoServerSessionStorage {});
+    config.send_tls13_tickets = 0;
+    config.max_early_data_size = 0;
+    Ok(config)
+}
+
+/// The subject alternative names of a verified certificate; none if it can't be read.
+#[must_use]
+pub fn names(certificate: &CertificateDer<'_>) -> Names {
+    let mut names = Names::default();
+    let Ok((_, certificate)) = parse_x509_certificate(certificate) else {
+        return names;
+    };
+    let Ok(Some(extension)) = certificate.subject_alternative_name() else {
+        return names;
+    };
+    for name in &extension.value.general_names {
+        match name {
+            GeneralName::URI(uri) => names.uris.push((*uri).to_owned()),
+            GeneralName::DNSName(name) => names.dns.push((*name).to_owned()),
+            _ => {}
+        }
+    }
+    names
+}
+
+/// Why a handshake failed, as one of [`HANDSHAKE_FAILURES`](crate::observe::metrics::HANDSHAKE_FAILURES).
+#[must_use]
+pub fn reason(error: &io::Error) -> &'static str {
+    match error
+        .get_ref()
+        .and_then(|inner| inner.downcast_ref::<rustls::Error>())
+    {
+        Some(rustls::Error::NoCertificatesPresented) => "none",
+        Some(rustls::Error::InvalidCertificate(fault)) => certificate_reason(fault),
+        Some(rustls::Error::InvalidCertRevocationList(_)) => "revocation-unknown",
+        _ => "protocol",
+    }
+}
+
+fn certificate_reason(fault: &CertificateError) -> &'static str {
+    match fault {
+        CertificateError::UnknownIssuer => "unknown-issuer",
+        CertificateError::Expired | CertificateError::ExpiredContext { .. } => "expired",
+        CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. } => {
+            "not-yet-valid"
+        }
+        CertificateError::InvalidPurpose | CertificateError::InvalidPurposeContext { .. } => {
+            "wrong-usage"
+        }
+        CertificateError::Revoked => "revoked",
+        CertificateError::UnknownRevocationStatus => "revocation-unknown",
+        CertificateError::ExpiredRevocationList
+        | CertificateError::ExpiredRevocationListContext { .. } => "crl-expired",
+        CertificateError::BadSignature
+        | CertificateError::UnsupportedSignatureAlgorithmContext { .. } => "bad-signature",
+        // The verifier's own word for it has no variant here.
+        CertificateError::Other(other) if other.to_string() == "CaUsedAsEndEntity" => "ca-as-leaf",
+        _ => "malformed",
+    }
+}
