@@ -1,0 +1,573 @@
+//! From the merged tree to values of the right kinds, key by key against the table, with every fault reported at once.
+
+use std::collections::BTreeMap;
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use figment::value::Dict;
+use figment::value::Value;
+use toml_edit::ImDocument;
+use toml_edit::Item;
+
+use crate::config::environment;
+use crate::config::fault::Fault;
+use crate::config::fault::Place;
+use crate::config::keys::Fallback;
+use crate::config::keys::KEYS;
+use crate::config::keys::Key;
+use crate::config::keys::Kind;
+use crate::config::layers::Layers;
+use crate::config::layers::Origin;
+
+/// A value of the kind that the table asks for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Data {
+    Duration(Duration),
+    Integer(i64),
+    Boolean(bool),
+    Text(String),
+    Texts(Vec<String>),
+    Address(SocketAddr),
+    Addresses(Vec<SocketAddr>),
+}
+
+/// All values, the defaults among them, by their path.
+pub(super) struct Checked<'a> {
+    layers: &'a Layers,
+    values: BTreeMap<Vec<String>, Data>,
+    tables: BTreeMap<&'static str, BTreeSet<String>>,
+}
+
+/// The tables whose entries the operator names.
+const NAMED_TABLES: [&str; 4] = ["upstreams", "accounts", "callers", "operations"];
+
+impl<'a> Checked<'a> {
+    /// Walks the tree.
+    pub(super) fn new(layers: &'a Layers, faults: &mut Vec<Fault>) -> Self {
+        let mut checked = Self {
+            layers,
+            values: BTreeMap::new(),
+            tables: BTreeMap::new(),
+        };
+        match layers.tree() {
+            Ok(tree) => checked.table(&mut Vec::new(), &tree, faults),
+            Err(error) => {
+                faults.push(Fault {
+                    place: Place::Nowhere,
+                    key: String::new(),
+                    message: error.to_string(),
+                    hint: None,
+                });
+            }
+        }
+        checked.fill(faults);
+        checked
+    }
+
+    fn table(&mut self, path: &mut Vec<String>, table: &Dict, faults: &mut Vec<Fault>) {
+        for (name, value) in table {
+            path.push(name.clone());
+            match (find(path), value) {
+                (Found::Key(key), value) => self.value(path, key, value, faults),
+                (Found::Table, Value::Dict(_, inner)) => {
+                    if let (2, Some(named)) = (
+                        path.len(),
+                        NAMED_TABLES.into_iter().find(|named| *named == path[0]),
+                    ) {
+                        self.tables.entry(named).or_default().insert(name.clone());
+                    }
+                    self.table(path, inner, faults);
+                }
+                (Found::Table, value) => {
+                    let message = format!("a table is wanted, but {} was found", describe(value));
+                    faults.push(self.fault_at(
+                        path,
+                        value,
+                        message,
+                        Some(format!("write [{}]", dotted(path))),
+                    ));
+                }
+                (Found::Nothing, value) => {
+                    let hint = suggestion(path).map(|near| format!("did you mean `{near}`?"));
+                    let place = self.layers.place(path, value, false);
+                    faults.push(Fault {
+                        place,
+                        key: dotted(path),
+                        message: "unknown key".to_owned(),
+                        hint,
+                    });
+                }
+            }
+            path.pop();
+        }
+    }
+
+    fn value(&mut self, path: &[String], key: &Key, value: &Value, faults: &mut Vec<Fault>) {
+        let origin = self.layers.origin(value);
+        let typed = match (value, &origin) {
+            (Value::String(_, text), Some(Origin::Environment | Origin::Flag)) => {
+                from_text(key, text)
+            }
+            _ => from_value(key, value),
+        };
+        let folder = match &origin {
+            Some(Origin::File(file)) => file.parent().unwrap_or_else(|| Path::new("")).to_owned(),
+            Some(Origin::Environment | Origin::Flag) | None => PathBuf::new(),
+        };
+        match typed.and_then(|data| resolve(key.kind, data, &folder)) {
+            Ok(data) => drop(self.values.insert(path.to_vec(), data)),
+            Err(message) => faults.push(self.fault_at(path, value, message, None)),
+        }
+    }
+
+    /// Puts in defaults, and reports what must be written and isn't.
+    fn fill(&mut self, faults: &mut Vec<Fault>) {
+        let written: BTreeSet<String> = faults.iter().map(|fault| fault.key.clone()).collect();
+        for key in KEYS {
+            let segments: Vec<&str> = key.path.split('.').collect();
+            let paths: Vec<Vec<String>> = match segments.as_slice() {
+                [table, "*", name] => {
+                    let names = self.tables.get(table).into_iter().flatten();
+                    names
+                        .map(|entry| vec![(*table).to_owned(), entry.clone(), (*name).to_owned()])
+                        .collect()
+                }
+                segments => vec![
+                    segments
+                        .iter()
+                        .map(|segment| (*segment).to_owned())
+                        .collect(),
+                ],
+            };
+            for path in paths
+                .into_iter()
+                .filter(|path| !self.values.contains_key(path))
+                .collect::<Vec<_>>()
+            {
+                match key.default {
+                    Fallback::Value(default) => {
+                        let data = from_toml(key, default).expect("a test reads every default");
+                        self.values.insert(path, data);
+                    }
+                    Fallback::Required(example) if !written.contains(&dotted(&path)) => {
+                        let place = self.layers.find(&path, false);
+                        let hint = Some(format!(
+                            "for example: {} = {example}",
+                            path.last().map_or("", String::as_str)
+                        ));
+                        faults.push(Fault {
+                            place,
+                            key: dotted(&path),
+                            message: "must be written".to_owned(),
+                            hint,
+                        });
+                    }
+                    Fallback::Required(_) | Fallback::Absent(_) => {}
+                }
+            }
+        }
+    }
+
+    fn fault_at(
+        &self,
+        path: &[String],
+        value: &Value,
+        message: String,
+        hint: Option<String>,
+    ) -> Fault {
+        Fault {
+            place: self.layers.place(path, value, true),
+            key: dotted(path),
+            message,
+            hint,
+        }
+    }
+
+    /// A fault of meaning, at the value of a key.
+    pub(super) fn fault(
+        &self,
+        path: &[&str],
+        message: impl Into<String>,
+        hint: Option<String>,
+    ) -> Fault {
+        let path: Vec<String> = path.iter().map(|segment| (*segment).to_owned()).collect();
+        let from_text = self.texts_origin(&path);
+        let place = from_text.unwrap_or_else(|| self.layers.find(&path, true));
+        Fault {
+            place,
+            key: dotted(&path),
+            message: message.into(),
+            hint,
+        }
+    }
+
+    fn texts_origin(&self, path: &[String]) -> Option<Place> {
+        let tree = self.layers.tree().ok()?;
+        let (first, rest) = path.split_first()?;
+        let value = rest.iter().try_fold(tree.get(first)?, |value, segment| {
+            value.as_dict()?.get(segment)
+        })?;
+        match self.layers.place(path, value, true) {
+            place @ (Place::Environment(_) | Place::Flag) => Some(place),
+            Place::File { .. } | Place::Nowhere => None,
+        }
+    }
+
+    /// The names in a table of the operator's.
+    pub(super) fn names(&self, table: &'static str) -> Vec<&str> {
+        self.tables
+            .get(table)
+            .into_iter()
+            .flatten()
+            .map(String::as_str)
+            .collect()
+    }
+
+    fn data(&self, path: &[&str]) -> Option<&Data> {
+        debug_assert!(
+            !matches!(
+                find(
+                    &path
+                        .iter()
+                        .map(|segment| (*segment).to_owned())
+                        .collect::<Vec<_>>()
+                ),
+                Found::Nothing
+            ),
+            "{path:?}"
+        );
+        self.values.get(
+            &path
+                .iter()
+                .map(|segment| (*segment).to_owned())
+                .collect::<Vec<_>>(),
+        )
+    }
+
+    /// A duration; all have defaults.
+    pub(super) fn duration(&self, path: &[&str]) -> Duration {
+        if let Some(Data::Duration(duration)) = self.data(path) {
+            *duration
+        } else {
+            Duration::ZERO
+        }
+    }
+
+    /// A whole number that isn't negative; all have defaults.
+    pub(super) fn integer(&self, path: &[&str]) -> usize {
+        if let Some(Data::Integer(number)) = self.data(path) {
+            usize::try_from(*number).unwrap_or_default()
+        } else {
+            0
+        }
+    }
+
+    /// A switch, if written or with a default.
+    pub(super) fn boolean(&self, path: &[&str]) -> Option<bool> {
+        if let Some(Data::Boolean(value)) = self.data(path) {
+            Some(*value)
+        } else {
+            None
+        }
+    }
+
+    /// A text, if written or with a default.
+    pub(super) fn text(&self, path: &[&str]) -> Option<&str> {
+        if let Some(Data::Text(text)) = self.data(path) {
+            Some(text)
+        } else {
+            None
+        }
+    }
+
+    /// A list of texts; empty if it isn't written.
+    pub(super) fn texts(&self, path: &[&str]) -> &[String] {
+        if let Some(Data::Texts(texts)) = self.data(path) {
+            texts
+        } else {
+            &[]
+        }
+    }
+
+    /// An address, if written rightly.
+    pub(super) fn address(&self, path: &[&str]) -> Option<SocketAddr> {
+        if let Some(Data::Address(address)) = self.data(path) {
+            Some(*address)
+        } else {
+            None
+        }
+    }
+
+    /// A list of addresses; empty if it isn't written.
+    pub(super) fn addresses(&self, path: &[&str]) -> &[SocketAddr] {
+        if let Some(Data::Addresses(addresses)) = self.data(path) {
+            addresses
+        } else {
+            &[]
+        }
+    }
+}
+
+enum Found {
+    Key(&'static Key),
+    Table,
+    Nothing,
+}
+
+fn find(path: &[String]) -> Found {
+    let fits = |pattern: &str, segment: &String| pattern == "*" || pattern == segment;
+    for key in KEYS {
+        let pattern: Vec<&str> = key.path.split('.').collect();
+        if pattern.len() >= path.len()
+            && pattern
+                .iter()
+                .zip(path)
+                .all(|(pattern, segment)| fits(pattern, segment))
+        {
+            return if pattern.len() == path.len() {
+                Found::Key(key)
+            } else {
+                Found::Table
+            };
+        }
+    }
+    Found::Nothing
+}
+
+/// The nearest name that could stand there.
+fn suggestion(path: &[String]) -> Option<&'static str> {
+    let (last, parents) = path.split_last()?;
+    let candidates = KEYS.iter().filter_map(|key| {
+        let pattern: Vec<&str> = key.path.split('.').collect();
+        let same = pattern.len() > parents.len()
+            && pattern
+                .iter()
+                .zip(parents)
+                .all(|(pattern, segment)| *pattern == "*" || pattern == segment);
+        same.then(|| pattern[parents.len()])
+    });
+    let scored = candidates.map(|candidate| (strsim::jaro_winkler(candidate, last), candidate));
+    let (likeness, best) = scored.max_by(|one, other| one.0.total_cmp(&other.0))?;
+    (likeness > 0.8).then_some(best)
+}
+
+/// A path as a file writes it.
+pub(super) fn dotted(path: &[String]) -> String {
+    let bare = |segment: &String| {
+        segment
+            .bytes()
+            .all(|byte| byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'-')
+    };
+    path.iter()
+        .map(|segment| {
+            if bare(segment) {
+                segment.clone()
+            } else {
+                format!("{segment:?}")
+            }
+        })
+        .collect::<Vec<_>>()
+        .join(".")
+}
+
+fn describe(value: &Value) -> String {
+    match value {
+        Value::String(_, text) => format!("the text {text:?}"),
+        Value::Char(_, character) => format!("the text \"{character}\""),
+        Value::Bool(_, value) => format!("{value}"),
+        Value::Num(_, number) => number.to_i128().map_or_else(
+            || "a number".to_owned(),
+            |number| format!("the number {number}"),
+        ),
+        Value::Empty(..) => "nothing".to_owned(),
+        Value::Dict(..) => "a table".to_owned(),
+        Value::Array(..) => "a list".to_owned(),
+    }
+}
+
+/// What a default or an environment variable says, whose text is in the spelling of a file or plain.
+fn from_toml(key: &Key, text: &str) -> Result<Data, String> {
+    let document =
+        ImDocument::parse(format!("value = {text}")).map_err(|error| error.message().to_owned())?;
+    match document.get("value") {
+        Some(Item::Value(toml_edit::Value::Array(items))) => {
+            let texts = items
+                .iter()
+                .map(|item| item.as_str().map(str::to_owned))
+                .collect::<Option<Vec<_>>>();
+            list(key, texts.ok_or("a list of texts is wanted")?)
+        }
+        Some(Item::Value(toml_edit::Value::String(text))) => from_text(key, text.value()),
+        _ => from_text(key, text),
+    }
+}
+
+/// A plain text, as the environment and flags have it.
+fn from_text(key: &Key, text: &str) -> Result<Data, String> {
+    match key.kind {
+        Kind::Integer(min, max) => {
+            let number = text
+                .trim()
+                .parse::<i64>()
+                .map_err(|_| format!("a whole number is wanted, but {text:?} was found"))?;
+            integer(number, min, max)
+        }
+        Kind::Boolean => text
+            .trim()
+            .parse()
+            .map(Data::Boolean)
+            .map_err(|_| format!("true or false is wanted, but {text:?} was found")),
+        Kind::Addresses | Kind::Texts | Kind::Files if text.trim_start().starts_with('[') => {
+            from_toml(key, text)
+        }
+        Kind::Addresses | Kind::Texts | Kind::Files => list(
+            key,
+            text.split(',').map(|item| item.trim().to_owned()).collect(),
+        ),
+        Kind::Duration(min, max) => duration(text, min, max),
+        Kind::Choice(words) => choice(text, words),
+        Kind::Address => address(text).map(Data::Address),
+        Kind::Text | Kind::File | Kind::Roots => Ok(Data::Text(text.to_owned())),
+    }
+}
+
+fn from_value(key: &Key, value: &Value) -> Result<Data, String> {
+    match (key.kind, value) {
+        (Kind::Integer(min, max), Value::Num(_, number)) => {
+            let number = number
+                .to_i128()
+                .and_then(|number| i64::try_from(number).ok())
+                .ok_or("a whole number is wanted, but another number was found")?;
+            integer(number, min, max)
+        }
+        (Kind::Boolean, Value::Bool(_, value)) => Ok(Data::Boolean(*value)),
+        (Kind::Duration(..), Value::Num(..)) => {
+            Err("a duration is wanted, in quotes and with its unit, such as \"5s\"".to_owned())
+        }
+        (
+            Kind::Duration(..)
+            | Kind::Choice(_)
+            | Kind::Address
+            | Kind::Text
+            | Kind::File
+            | Kind::Roots,
+            Value::String(_, text),
+        ) => from_text(key, text),
+        (Kind::Addresses | Kind::Texts | Kind::Files, Value::Array(_, items)) => {
+            let texts = items
+                .iter()
+                .map(|item| item.as_str().map(str::to_owned))
+                .collect::<Option<Vec<_>>>();
+            list(
+                key,
+                texts.ok_or("a list of texts is wanted, but one of its items is something else")?,
+            )
+        }
+        (kind, value) => {
+            let wanted = match kind {
+                Kind::Integer(..) => "a whole number",
+                Kind::Boolean => "true or false, without quotes,",
+                Kind::Duration(..) => "a duration such as \"5s\"",
+                Kind::Choice(_) | Kind::Text | Kind::File | Kind::Roots => "a text in quotes",
+                Kind::Address => "a text such as \"127.0.0.1:8443\"",
+                Kind::Addresses | Kind::Texts | Kind::Files => "a list of texts",
+            };
+            Err(format!(
+                "{wanted} is wanted, but {} was found",
+                describe(value)
+            ))
+        }
+    }
+}
+
+fn list(key: &Key, texts: Vec<String>) -> Result<Data, String> {
+    match key.kind {
+        Kind::Addresses => Ok(Data::Addresses(
+            texts
+                .iter()
+                .map(|text| address(text))
+                .collect::<Result<_, _>>()?,
+        )),
+        Kind::Texts | Kind::Files => Ok(Data::Texts(texts)),
+        _ => Err("one value is wanted, but a list was found".to_owned()),
+    }
+}
+
+fn integer(number: i64, min: i64, max: i64) -> Result<Data, String> {
+    if (min..=max).contains(&number) {
+        Ok(Data::Integer(number))
+    } else {
+        Err(format!("{number} isn't between {min} and {max}"))
+    }
+}
+
+fn duration(text: &str, min: Duration, max: Duration) -> Result<Data, String> {
+    let duration = humantime::parse_duration(text).map_err(|_| {
+        format!("a duration such as \"5s\", \"500ms\" or \"10m\" is wanted, but {text:?} was found")
+    })?;
+    let name = humantime::format_duration;
+    if (min..=max).contains(&duration) {
+        Ok(Data::Duration(duration))
+    } else {
+        Err(format!(
+            "{text:?} isn't between {} and {}",
+            name(min),
+            name(max)
+        ))
+    }
+}
+
+fn choice(text: &str, words: &[&str]) -> Result<Data, String> {
+    if words.contains(&text) {
+        return Ok(Data::Text(text.to_owned()));
+    }
+    let words = words
+        .iter()
+        .map(|word| format!("{word:?}"))
+        .collect::<Vec<_>>()
+        .join(", ");
+    Err(format!("one of {words} is wanted, but {text:?} was found"))
+}
+
+fn address(text: &str) -> Result<SocketAddr, String> {
+    text.parse().map_err(|_| {
+        format!(
+            "an address with its port is wanted, such as \"127.0.0.1:8443\", but {text:?} was found"
+        )
+    })
+}
+
+/// Makes paths of files absolute, or relative to where the process is.
+fn resolve(kind: Kind, data: Data, folder: &Path) -> Result<Data, String> {
+    match (kind, data) {
+        (Kind::Roots, Data::Text(word)) if word == "system" || word == "bundled" => {
+            Ok(Data::Text(word))
+        }
+        (Kind::File | Kind::Roots, Data::Text(text)) => Ok(Data::Text(file(&text, folder)?)),
+        (Kind::Files, Data::Texts(texts)) => Ok(Data::Texts(
+            texts
+                .iter()
+                .map(|text| file(text, folder))
+                .collect::<Result<_, _>>()?,
+        )),
+        (_, data) => Ok(data),
+    }
+}
+
+/// A file's path, relative to the one that names it; `$CREDENTIALS_DIRECTORY/` is where systemd puts credentials.
+fn file(text: &str, folder: &Path) -> Result<String, String> {
+    let path = match text.strip_prefix("$CREDENTIALS_DIRECTORY/") {
+        Some(rest) => environment::credentials_directory()
+            .ok_or(
+                "CREDENTIALS_DIRECTORY isn't set: systemd sets it where LoadCredential= is used",
+            )?
+            .join(rest),
+        None => folder.join(text),
+    };
+    path.into_os_string()
+        .into_string()
+        .map_err(|_| "the path isn't UTF-8".to_owned())
+}

@@ -1,0 +1,141 @@
+//! Files that configuration names: certificates, revocation lists, and the secrets.
+
+use std::fs::File;
+use std::io::Read;
+use std::path::Path;
+
+use rustix::fs::fstat;
+use rustix::process::getegid;
+use rustix::process::getgroups;
+use rustls::RootCertStore;
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::CertificateRevocationListDer;
+use rustls::pki_types::PrivateKeyDer;
+use rustls::pki_types::pem;
+use rustls::pki_types::pem::PemObject;
+use zeroize::Zeroizing;
+
+use crate::account::AppKey;
+use crate::account::KeyFault;
+
+/// A PEM file is larger than this only by mistake.
+const PEM_BYTES_MAX: u64 = 16 * 1024 * 1024;
+
+/// Reads a key file: regular, not open to others, with one key in it.
+pub(super) fn app_key(path: &Path) -> Result<AppKey, KeyFault> {
+    // What is checked is what is read: the open file, not its name.
+    let file = File::open(path).map_err(|_| KeyFault::Unreadable)?;
+    let status = fstat(&file).map_err(|_| KeyFault::Unreadable)?;
+    if !file.metadata().is_ok_and(|metadata| metadata.is_file()) {
+        return Err(KeyFault::Unreadable);
+    }
+    if !is_private(status.st_mode, status.st_gid) {
+        return Err(KeyFault::Permissions);
+    }
+    // One byte more than a key may have, and room for the white space that is dropped.
+    let limit = AppKey::LENGTH_MAX + 64;
+    let mut text = Zeroizing::new(Vec::with_capacity(limit));
+    file.take(limit as u64)
+        .read_to_end(&mut text)
+        .map_err(|_| KeyFault::Unreadable)?;
+    AppKey::new(&text)
+}
+
+/// Others have no access, and the group may read only if the process belongs to it.
+fn is_private(mode: u32, group: u32) -> bool {
+    let ours = || {
+        getegid().as_raw() == group
+            || getgroups().is_ok_and(|groups| groups.iter().any(|ours| ours.as_raw() == group))
+    };
+    mode & 0o027 == 0 && (mode & 0o040 == 0 || ours())
+}
+
+/// Others may read the file: worth a word for a TLS key.
+pub(super) fn is_open_to_others(path: &Path) -> bool {
+    File::open(path)
+        .ok()
+        .and_then(|file| fstat(&file).ok())
+        .is_some_and(|status| status.st_mode & 0o007 != 0)
+}
+
+/// All certificates of a PEM file, at least one.
+pub(super) fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
+    several(path, "a certificate", |bytes| {
+        CertificateDer::pem_slice_iter(bytes).collect()
+    })
+}
+
+/// All revocation lists of a PEM file, at least one.
+pub(super) fn revocation_lists(
+    path: &Path,
+) -> Result<Vec<CertificateRevocationListDer<'static>>, String> {
+    several(path, "a revocation list", |bytes| {
+        CertificateRevocationListDer::pem_slice_iter(bytes).collect()
+    })
+}
+
+/// The certificates of a PEM file, as what others must lead to.
+pub(super) fn roots(path: &Path) -> Result<RootCertStore, String> {
+    let mut roots = RootCertStore::empty();
+    for certificate in certificates(path)? {
+        roots
+            .add(certificate)
+            .map_err(|error| format!("{}: {error}", path.display()))?;
+    }
+    Ok(roots)
+}
+
+/// The private key of a PEM file.
+pub(super) fn private_key(path: &Path) -> Result<PrivateKeyDer<'static>, String> {
+    let bytes = Zeroizing::new(read(path)?);
+    PrivateKeyDer::from_pem_slice(&bytes).map_err(|error| match error {
+        pem::Error::NoItemsFound => format!("{}: there's no private key in it", path.display()),
+        // What the file holds isn't repeated.
+        _ => format!("{}: not a private key in PEM", path.display()),
+    })
+}
+
+fn several<T>(
+    path: &Path,
+    what: &str,
+    parse: impl Fn(&[u8]) -> Result<Vec<T>, pem::Error>,
+) -> Result<Vec<T>, String> {
+    match parse(&read(path)?) {
+        Ok(items) if items.is_empty() => {
+            Err(format!("{}: there isn't {what} in it", path.display()))
+        }
+        Ok(items) => Ok(items),
+        Err(error) => Err(format!("{}: {error}", path.display())),
+    }
+}
+
+fn read(path: &Path) -> Result<Vec<u8>, String> {
+    let bytes = File::open(path).and_then(|file| {
+        let mut bytes = Vec::new();
+        file.take(PEM_BYTES_MAX)
+            .read_to_end(&mut bytes)
+            .map(|_| bytes)
+    });
+    bytes.map_err(|error| format!("{} can't be read: {error}", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::is_private;
+    use rustix::process::getegid;
+
+    #[test]
+    fn a_key_file_is_private_or_its_groups() {
+        let ours = getegid().as_raw();
+        for mode in [0o100_400, 0o100_600, 0o100_440, 0o100_640] {
+            assert!(is_private(mode, ours), "{mode:o}");
+        }
+        for mode in [
+            0o100_644, 0o100_404, 0o100_602, 0o100_660, 0o100_620, 0o100_601,
+        ] {
+            assert!(!is_private(mode, ours), "{mode:o}");
+        }
+        assert!(!is_private(0o100_440, 4_000_000_000));
+        assert!(is_private(0o100_400, 4_000_000_000));
+    }
+}

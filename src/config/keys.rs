@@ -1,0 +1,448 @@
+//! Every key there is, once: its kind, bounds, default and meaning. The reference file and the suggestions come from this table.
+
+use std::fmt::Write;
+use std::time::Duration;
+
+/// One key. `*` in its path stands for a name that the operator chooses.
+#[derive(Debug)]
+pub struct Key {
+    /// Table and name.
+    pub path: &'static str,
+    /// What it may be.
+    pub kind: Kind,
+    /// What holds when it isn't written, in the spelling of a file.
+    pub default: Fallback,
+    /// For people.
+    pub doc: &'static str,
+}
+
+/// What holds when a key isn't written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fallback {
+    /// This value.
+    Value(&'static str),
+    /// Nothing: it must be written. The text is an example.
+    Required(&'static str),
+    /// Nothing: it may be left out. The text is an example.
+    Absent(&'static str),
+}
+
+/// What a value may be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// `"5s"`, `"10m"`, between two bounds.
+    Duration(Duration, Duration),
+    /// A whole number between two bounds.
+    Integer(i64, i64),
+    /// `true` or `false`.
+    Boolean,
+    /// One of these words.
+    Choice(&'static [&'static str]),
+    /// `"address:port"`.
+    Address,
+    /// Several of them.
+    Addresses,
+    /// Any text; what it means is checked where it's used.
+    Text,
+    /// Several of them.
+    Texts,
+    /// A file, relative to the one that names it, or below `$CREDENTIALS_DIRECTORY/`.
+    File,
+    /// Several of them.
+    Files,
+    /// `"system"`, `"bundled"`, or a file.
+    Roots,
+}
+
+const MS: Duration = Duration::from_millis(1);
+const SECOND: Duration = Duration::from_secs(1);
+const MINUTE: Duration = Duration::from_secs(60);
+const HOUR: Duration = Duration::from_secs(3_600);
+const DAY: Duration = Duration::from_secs(86_400);
+
+const fn key(path: &'static str, kind: Kind, default: Fallback, doc: &'static str) -> Key {
+    Key {
+        path,
+        kind,
+        default,
+        doc,
+    }
+}
+
+/// The table, in the order of the reference file.
+pub const KEYS: &[Key] = &[
+    key(
+        "include",
+        Kind::Files,
+        Fallback::Absent(r#"["accounts.d/*.toml"]"#),
+        "More files with tables of the same shape. `*` matches within a name. Included files can't include.",
+    ),
+    key(
+        "listener.address",
+        Kind::Address,
+        Fallback::Value(r#""0.0.0.0:8443""#),
+        "Where callers connect, with TLS and a client certificate.",
+    ),
+    key(
+        "listener.certificate",
+        Kind::File,
+        Fallback::Required(r#""tls/gateway.pem""#),
+        "The gateway's certificate and what leads to its CA, PEM.",
+    ),
+    key(
+        "listener.private_key",
+        Kind::File,
+        Fallback::Required(r#""tls/gateway.key""#),
+        "Its key, PEM.",
+    ),
+    key(
+        "listener.client_ca",
+        Kind::File,
+        Fallback::Required(r#""tls/callers-ca.pem""#),
+        "Whom callers' certificates must lead to, PEM.",
+    ),
+    key(
+        "listener.client_crl",
+        Kind::Files,
+        Fallback::Absent(r#"["tls/callers.crl"]"#),
+        "Revocation lists, PEM. With at least one, a certificate of unknown status is refused.",
+    ),
+    key(
+        "listener.crl_expired",
+        Kind::Choice(&["deny", "warn"]),
+        Fallback::Value(r#""deny""#),
+        "What a revocation list past its next update does: refuse everybody it covers, or go on.",
+    ),
+    key(
+        "listener.handshake_timeout",
+        Kind::Duration(MS, MINUTE),
+        Fallback::Value(r#""5s""#),
+        "From TCP to TLS.",
+    ),
+    key(
+        "listener.header_timeout",
+        Kind::Duration(MS, MINUTE),
+        Fallback::Value(r#""10s""#),
+        "From a request head's first byte to its last.",
+    ),
+    key(
+        "listener.body_timeout",
+        Kind::Duration(MS, HOUR),
+        Fallback::Value(r#""10s""#),
+        "From a request's head to the end of its body.",
+    ),
+    key(
+        "listener.write_timeout",
+        Kind::Duration(MS, HOUR),
+        Fallback::Value(r#""30s""#),
+        "Without the caller taking a byte of an answer.",
+    ),
+    key(
+        "listener.idle_timeout",
+        Kind::Duration(MS, DAY),
+        Fallback::Value(r#""120s""#),
+        "Without any request on a connection. Longer than callers keep theirs, so that it's they who close.",
+    ),
+    key(
+        "listener.body_bytes_max",
+        Kind::Integer(1, 64 * 1024 * 1024),
+        Fallback::Value("1048576"),
+        "The largest request body, in bytes.",
+    ),
+    key(
+        "listener.connections_max",
+        Kind::Integer(1, 1_000_000),
+        Fallback::Value("10000"),
+        "Connections at a time; more wait in the kernel's queue. Must fit the descriptor limit.",
+    ),
+    key(
+        "listener.connection_age_max",
+        Kind::Duration(SECOND, DAY),
+        Fallback::Value(r#""1h""#),
+        "After this time, give or take a tenth, a connection ends with its next answer.",
+    ),
+    key(
+        "listener.reuse_port",
+        Kind::Boolean,
+        Fallback::Value("false"),
+        "Let a second process listen on the same port (SO_REUSEPORT). Otherwise that's an error.",
+    ),
+    key(
+        "admin.address",
+        Kind::Address,
+        Fallback::Value(r#""127.0.0.1:9464""#),
+        "Metrics and health, plain HTTP; shows no secrets. In a container 0.0.0.0.",
+    ),
+    key(
+        "upstreams.*.base_url",
+        Kind::Text,
+        Fallback::Required(r#""https://area1.example.com/pospal-api2""#),
+        "A KYBIO host. The operation's path, /openapi/v1/..., is appended. http:// to loopback only.",
+    ),
+    key(
+        "upstreams.*.roots",
+        Kind::Roots,
+        Fallback::Value(r#""system""#),
+        "Whom its certificate must lead to: \"system\", \"bundled\" (Mozilla's), or a PEM file.",
+    ),
+    key(
+        "upstreams.*.resolve",
+        Kind::Addresses,
+        Fallback::Absent(r#"["127.0.0.1:9443"]"#),
+        "Addresses instead of DNS. Host, SNI and verification stay those of base_url.",
+    ),
+    key(
+        "upstreams.*.connect_timeout",
+        Kind::Duration(MS, MINUTE),
+        Fallback::Value(r#""5s""#),
+        "DNS, TCP and TLS together, all addresses included.",
+    ),
+    key(
+        "upstreams.*.attempt_timeout",
+        Kind::Duration(MS, HOUR),
+        Fallback::Value(r#""20s""#),
+        "One attempt of a read. A write's one attempt has all the time that is left.",
+    ),
+    key(
+        "upstreams.*.total_timeout",
+        Kind::Duration(MS, HOUR),
+        Fallback::Value(r#""45s""#),
+        "All that a request may take.",
+    ),
+    key(
+        "upstreams.*.idle_timeout",
+        Kind::Duration(MS, HOUR),
+        Fallback::Value(r#""20s""#),
+        "How long an unused connection is kept. Shorter than the host keeps its own.",
+    ),
+    key(
+        "upstreams.*.connection_age_max",
+        Kind::Duration(SECOND, DAY),
+        Fallback::Value(r#""10m""#),
+        "How long any connection is used, so that address changes are seen.",
+    ),
+    key(
+        "upstreams.*.connections_max",
+        Kind::Integer(1, 10_000),
+        Fallback::Value("100"),
+        "Connections to it at a time, in the whole process.",
+    ),
+    key(
+        "upstreams.*.attempts_max",
+        Kind::Integer(1, 10),
+        Fallback::Value("3"),
+        "Attempts for one request. Reserved: this version makes one attempt, whatever it says.",
+    ),
+    key(
+        "upstreams.*.reply_bytes_max",
+        Kind::Integer(1_024, 256 * 1024 * 1024),
+        Fallback::Value("16777216"),
+        "The largest reply, in bytes, compressed or not.",
+    ),
+    key(
+        "accounts.*.upstream",
+        Kind::Text,
+        Fallback::Required(r#""kybio""#),
+        "The host that has it, by its name above.",
+    ),
+    key(
+        "accounts.*.app_id",
+        Kind::Text,
+        Fallback::Required(r#""abcdefghijklmn""#),
+        "The vendor's appId.",
+    ),
+    key(
+        "accounts.*.app_key_file",
+        Kind::File,
+        Fallback::Required(r#""secrets/main.key""#),
+        "A file with the appKey alone, not open to others; the process's group may read it. White space around it is dropped.",
+    ),
+    key(
+        "accounts.*.paused",
+        Kind::Boolean,
+        Fallback::Value("false"),
+        "Kill switch: its calls are refused with 503.",
+    ),
+    key(
+        "callers.*.identities",
+        Kind::Texts,
+        Fallback::Required(r#"["spiffe://shop.example/orders", "dns:orders.internal"]"#),
+        "Names in its certificate: the SPIFFE URI if there is one, else DNS names.",
+    ),
+    key(
+        "callers.*.accounts",
+        Kind::Texts,
+        Fallback::Required(r#"["main", "store-*"]"#),
+        "Accounts it may use, by name or pattern.",
+    ),
+    key(
+        "callers.*.default_account",
+        Kind::Text,
+        Fallback::Absent(r#""main""#),
+        "The account of requests that name none; needed only when there are several.",
+    ),
+    key(
+        "callers.*.account_by",
+        Kind::Choice(&["header", "app-id"]),
+        Fallback::Value(r#""header""#),
+        "How requests name their account: the Kybio-Gateway-Account header, or also the body's appId.",
+    ),
+    key(
+        "callers.*.operations",
+        Kind::Texts,
+        Fallback::Required(r#"["customerOpenApi/*", "productOpenApi/query*"]"#),
+        "Operations it may call, by name or pattern. Security-sensitive ones are granted by exact name alone.",
+    ),
+    key(
+        "callers.*.paused",
+        Kind::Boolean,
+        Fallback::Value("false"),
+        "Kill switch: its requests are refused with 503.",
+    ),
+    key(
+        "operations.*.class",
+        Kind::Choice(&[
+            "read",
+            "absolute-write",
+            "naturally-keyed-write",
+            "deduplicated-write",
+            "state-transition",
+            "non-idempotent-write",
+        ]),
+        Fallback::Absent(r#""deduplicated-write""#),
+        "What a call does, instead of what the catalogue says.",
+    ),
+    key(
+        "operations.*.explicit",
+        Kind::Boolean,
+        Fallback::Absent("false"),
+        "Granted by its exact name alone.",
+    ),
+    key(
+        "operations.*.repeat",
+        Kind::Choice(&["never", "identical-bytes"]),
+        Fallback::Absent(r#""never""#),
+        "Whether a write that may have left may be repeated, where the operator trusts KYBIO's de-duplication. Reserved: this version repeats nothing.",
+    ),
+    key(
+        "operations.*.lookup",
+        Kind::Text,
+        Fallback::Absent(r#""customerOpenApi/queryByUid""#),
+        "The read that tells whether a write took effect.",
+    ),
+    key(
+        "operations.*.paused",
+        Kind::Boolean,
+        Fallback::Absent("false"),
+        "Kill switch: calls are refused with 503.",
+    ),
+    key(
+        "log.format",
+        Kind::Choice(&["json", "human"]),
+        Fallback::Value(r#""json""#),
+        "One JSON object a line, or for people. To standard error.",
+    ),
+    key(
+        "log.level",
+        Kind::Choice(&["error", "warn", "info", "debug", "trace"]),
+        Fallback::Value(r#""info""#),
+        "The least severe that is written. Requests are \"info\".",
+    ),
+    key(
+        "runtime.workers",
+        Kind::Integer(1, 64),
+        Fallback::Value("1"),
+        "Threads that serve. One carries thousands of requests a second; more mean colder connections to the vendor.",
+    ),
+    key(
+        "runtime.on_bad_key",
+        Kind::Choice(&["disable", "refuse"]),
+        Fallback::Value(r#""disable""#),
+        "What a bad key file does at start: disable its account alone, or refuse to start.",
+    ),
+    key(
+        "runtime.drain_delay",
+        Kind::Duration(Duration::ZERO, HOUR),
+        Fallback::Value(r#""5s""#),
+        "How long serving goes on after readiness has failed, so that load balancers see it.",
+    ),
+    key(
+        "runtime.drain_timeout",
+        Kind::Duration(Duration::ZERO, HOUR),
+        Fallback::Value(r#""25s""#),
+        "How long answers under way may take after that.",
+    ),
+];
+
+/// What the operator's names are in the reference file.
+fn example_name(table: &str) -> &'static str {
+    match table {
+        "upstreams" => "kybio",
+        "accounts" => "main",
+        "callers" => "orders",
+        _ => "\"customerOpenApi/updateBalancePointByIncrement\"",
+    }
+}
+
+impl Key {
+    /// Unit, default and bounds in words.
+    #[must_use]
+    pub fn bounds(&self) -> String {
+        let bounds = match self.kind {
+            Kind::Duration(min, max) => format!(
+                "duration, {} to {}",
+                humantime::format_duration(min),
+                humantime::format_duration(max)
+            ),
+            Kind::Integer(min, max) => format!("{min} to {max}"),
+            Kind::Boolean => "true or false".to_owned(),
+            Kind::Choice(words) => words
+                .iter()
+                .map(|word| format!("{word:?}"))
+                .collect::<Vec<_>>()
+                .join(", "),
+            Kind::Address => "address:port".to_owned(),
+            Kind::Addresses => "list of address:port".to_owned(),
+            Kind::Text => "text".to_owned(),
+            Kind::Texts => "list of texts".to_owned(),
+            Kind::File => "file".to_owned(),
+            Kind::Files => "list of files".to_owned(),
+            Kind::Roots => "\"system\", \"bundled\" or a file".to_owned(),
+        };
+        match self.default {
+            Fallback::Value(default) => format!("{bounds}; default {default}"),
+            Fallback::Required(_) => format!("{bounds}; required"),
+            Fallback::Absent(_) => format!("{bounds}; optional"),
+        }
+    }
+}
+
+/// The text of `config/gateway.toml`: every key, with its meaning, unit, default and bounds.
+#[must_use]
+pub fn reference() -> String {
+    let mut out = String::from(
+        "# Every key of kybio-gateway's configuration. Keys that are commented out may be left out; the others show their default or an\n\
+         # example. Relative paths are relative to the file that has them. A key `section.key` can also be set by the environment\n\
+         # variable KYBIO_GATEWAY__SECTION__KEY, or by `--set section.key=value`. Unknown keys are errors.\n",
+    );
+    let mut table = String::new();
+    for key in KEYS {
+        let (parent, name) = key.path.rsplit_once('.').unwrap_or(("", key.path));
+        let parent = parent.strip_suffix(".*").map_or_else(
+            || parent.to_owned(),
+            |table| format!("{table}.{}", example_name(table)),
+        );
+        if parent != table {
+            let _ = write!(out, "\n[{parent}]\n");
+            table = parent;
+        } else if table.is_empty() {
+            out.push('\n');
+        }
+        let _ = writeln!(out, "# {} ({})", key.doc, key.bounds());
+        let _ = match key.default {
+            Fallback::Value(value) | Fallback::Required(value) => writeln!(out, "{name} = {value}"),
+            Fallback::Absent(value) => writeln!(out, "# {name} = {value}"),
+        };
+    }
+    out
+}

@@ -1,0 +1,132 @@
+//! Configuration: what was written (`layers`), checked key by key (`check`, `keys`), becomes what is true ([`Config`]). Nothing else
+//! knows TOML or the environment, and every fault is reported at once.
+
+mod build;
+mod check;
+pub mod environment;
+pub mod fault;
+mod files;
+pub mod keys;
+mod layers;
+
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustls::ServerConfig;
+
+use crate::account::Account;
+use crate::config::build::Builder;
+use crate::config::check::Checked;
+use crate::config::fault::Fault;
+use crate::config::fault::Faults;
+use crate::config::layers::Layers;
+use crate::identity::Identity;
+use crate::listener;
+use crate::name::CallerName;
+use crate::observe::log;
+use crate::operations::Catalogue;
+use crate::policy::CallerRules;
+use crate::proxy;
+use crate::upstream;
+
+/// Everything that is configured, parsed and loaded.
+#[derive(Debug)]
+pub struct Config {
+    /// Where callers connect.
+    pub door: Door,
+    /// Limits of their bodies.
+    pub body: proxy::Settings,
+    /// Where metrics and health are.
+    pub admin: SocketAddr,
+    /// KYBIO hosts.
+    pub upstreams: Vec<upstream::Settings>,
+    /// Merchant accounts with their keys.
+    pub accounts: Vec<Arc<Account>>,
+    /// Who may do what.
+    pub callers: Vec<CallerRules>,
+    /// Who is who.
+    pub identities: Vec<(Identity, CallerName)>,
+    /// What there is to do.
+    pub catalogue: Catalogue,
+    /// Where events go.
+    pub log: log::Settings,
+    /// Threads, and how they end.
+    pub runtime: Runtime,
+    /// Worth a word, but no reason not to start.
+    pub notices: Vec<Fault>,
+}
+
+/// The address that callers connect to, and what they meet there.
+#[derive(Debug)]
+pub struct Door {
+    /// To bind.
+    pub address: SocketAddr,
+    /// Whether another process may bind it too.
+    pub reuse_port: bool,
+    /// Our certificate, and whom we let in.
+    pub tls: ServerConfig,
+    /// Clocks and limits.
+    pub settings: listener::Settings,
+}
+
+/// Threads, and how they end.
+#[derive(Clone, Copy, Debug)]
+pub struct Runtime {
+    /// Threads that serve.
+    pub workers: usize,
+    /// How long serving goes on after readiness has failed.
+    pub drain_delay: Duration,
+    /// How long answers under way may take after that.
+    pub drain_timeout: Duration,
+}
+
+/// Reads `path`, what it includes, the environment, and `flags` (`key`, `value`), and everything that they name.
+///
+/// # Errors
+/// All faults at once.
+pub fn load(path: &Path, flags: &[(String, String)]) -> Result<Config, Faults> {
+    let mut faults = Vec::new();
+    let layers = Layers::read(path, flags, &mut faults);
+    if !faults.is_empty() {
+        // A file that can't be read hides what it has: to go on would report keys as missing that aren't.
+        return Err(Faults(faults));
+    }
+    let checked = Checked::new(&layers, &mut faults);
+    let config = Builder {
+        checked: &checked,
+        faults: &mut faults,
+        notices: Vec::new(),
+    }
+    .config();
+    match config {
+        Some(config) if faults.is_empty() => Ok(config),
+        Some(_) | None => Err(Faults(faults)),
+    }
+}
+
+/// The admin address alone, for whoever asks a running gateway how it is: faults elsewhere in a file that was edited since don't
+/// matter to it.
+#[must_use]
+pub fn admin_address(path: &Path, flags: &[(String, String)]) -> Option<SocketAddr> {
+    let mut ignored = Vec::new();
+    let layers = Layers::read(path, flags, &mut ignored);
+    Checked::new(&layers, &mut ignored).address(&["admin", "address"])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::keys::KEYS;
+    use super::keys::reference;
+
+    #[test]
+    fn the_reference_file_is_what_the_table_says() {
+        let written = include_str!("../../config/gateway.toml");
+        assert!(
+            written == reference(),
+            "write it anew: kybio-gateway config reference > config/gateway.toml"
+        );
+        assert!(KEYS.len() > 40);
+    }
+}
