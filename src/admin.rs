@@ -1,0 +1,134 @@
+//! Metrics and health, for Prometheus and for whoever restarts containers. Plain HTTP, no secrets, nothing that changes anything.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::HeaderValue;
+use http::Method;
+use http::Request;
+use http::Response;
+use http::StatusCode;
+use http::header;
+use http_body_util::Full;
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::TokioIo;
+use hyper_util::rt::TokioTimer;
+use tokio::net::TcpListener;
+use tokio::net::TcpStream;
+use tokio::sync::Semaphore;
+use tokio::time::sleep;
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::observe::metrics::Metrics;
+
+/// Connections at a time; more wait.
+const CONNECTIONS_MAX: usize = 64;
+
+/// A connection ends after this time, whatever it does: scrapes are short.
+const CONNECTION_TIMEOUT: Duration = Duration::from_secs(30);
+
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// What the pages are made of.
+pub struct Admin {
+    /// For `/metrics`.
+    pub metrics: Arc<Metrics>,
+    /// For `/readyz`: at least one account can be used.
+    pub usable: bool,
+    /// For `/readyz`: not ready once this is cancelled.
+    pub draining: CancellationToken,
+}
+
+impl Admin {
+    /// Serves until `stop` is cancelled, and lets what is under way end with the runtime.
+    pub async fn serve(self: Arc<Self>, listener: TcpListener, stop: CancellationToken) {
+        let permits = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+        let tasks = TaskTracker::new();
+        loop {
+            let permit = Arc::clone(&permits)
+                .acquire_owned()
+                .await
+                .expect("the semaphore is never closed");
+            let accepted = tokio::select! {
+                accepted = listener.accept() => accepted,
+                () = stop.cancelled() => return,
+            };
+            match accepted {
+                Ok((stream, _)) => {
+                    let admin = Arc::clone(&self);
+                    tasks.spawn(async move {
+                        let _permit = permit;
+                        let _ = timeout(CONNECTION_TIMEOUT, admin.connection(stream)).await;
+                    });
+                }
+                Err(_) => sleep(ACCEPT_PAUSE).await,
+            }
+        }
+    }
+
+    async fn connection(self: Arc<Self>, stream: TcpStream) {
+        let service = service_fn(move |request: Request<Incoming>| {
+            let response = self.answer(request.method(), request.uri().path());
+            async move { Ok::<_, Infallible>(response) }
+        });
+        // A scraper that goes away is no news.
+        let _ = http1::Builder::new()
+            .timer(TokioTimer::new())
+            .header_read_timeout(CONNECTION_TIMEOUT)
+            .serve_connection(TokioIo::new(stream), service)
+            .await;
+    }
+
+    fn answer(&self, method: &Method, path: &str) -> Response<Full<Bytes>> {
+        const TEXT: &str = "text/plain; charset=utf-8";
+        if method != Method::GET && method != Method::HEAD {
+            let mut response = page(StatusCode::METHOD_NOT_ALLOWED, TEXT, "GET or HEAD\n");
+            response
+                .headers_mut()
+                .insert(header::ALLOW, HeaderValue::from_static("GET, HEAD"));
+            return response;
+        }
+        match path {
+            "/metrics" => page(StatusCode::OK, Metrics::CONTENT_TYPE, self.metrics.render()),
+            "/livez" => page(StatusCode::OK, TEXT, "ok\n"),
+            "/readyz" if self.draining.is_cancelled() => {
+                page(StatusCode::SERVICE_UNAVAILABLE, TEXT, "draining\n")
+            }
+            "/readyz" if !self.usable => page(
+                StatusCode::SERVICE_UNAVAILABLE,
+                TEXT,
+                "no account has a usable key\n",
+            ),
+            "/readyz" => page(StatusCode::OK, TEXT, "ok\n"),
+            "/" => page(
+                StatusCode::OK,
+                TEXT,
+                "kybio-gateway\n\n/metrics  for Prometheus\n/livez    the process runs\n/readyz   it takes requests\n",
+            ),
+            _ => page(
+                StatusCode::NOT_FOUND,
+                TEXT,
+                "there is /metrics, /livez and /readyz\n",
+            ),
+        }
+    }
+}
+
+fn page(
+    status: StatusCode,
+    content_type: &'static str,
+    body: impl Into<Bytes>,
+) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(body.into()));
+    *response.status_mut() = status;
+    response
+        .headers_mut()
+        .insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
+    response
+}
