@@ -1,0 +1,92 @@
+//! `serve`: the gateway itself. Logs to standard error; prints nothing to standard output.
+
+use std::process::ExitCode;
+
+use anyhow::Context;
+use tokio::signal::unix::SignalKind;
+use tokio::signal::unix::signal;
+
+use crate::cli::Configured;
+use crate::cli::EXIT_CONFIGURATION;
+use crate::cli::say_error;
+use crate::cli::say_faults;
+use crate::clock::Clock;
+use crate::config;
+use crate::observe::log;
+use crate::server::Server;
+use crate::stop::Stop;
+
+pub(super) fn run(configured: &Configured) -> anyhow::Result<ExitCode> {
+    let config = match config::load(&configured.config, &configured.set) {
+        Ok(config) => config,
+        Err(faults) => return Ok(say_faults(&faults)),
+    };
+    let _log = tracing::subscriber::set_global_default(log::subscriber(&config.log));
+    for notice in &config.notices {
+        tracing::warn!(%notice, "configuration");
+    }
+    let stop = Stop::default();
+    let server = match Server::bind(config, Clock::system(), stop.clone()) {
+        Ok(server) => server,
+        Err(error) => {
+            say_error(&error.to_string());
+            return Ok(if error.is_configuration() {
+                ExitCode::from(EXIT_CONFIGURATION)
+            } else {
+                ExitCode::FAILURE
+            });
+        }
+    };
+    let address = server.address().context("the listener's address")?;
+    let admin = server.admin_address().context("the admin's address")?;
+    tracing::info!(version = env!("CARGO_PKG_VERSION"), %address, %admin, "listening");
+    let cut = server.run(signals(stop)).context("serving")?;
+    if cut.connections + cut.calls > 0 {
+        tracing::error!(
+            connections = cut.connections,
+            calls = cut.calls,
+            "cut off: they didn't end within drain_timeout"
+        );
+        return Ok(ExitCode::FAILURE);
+    }
+    tracing::info!("ended");
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The first SIGTERM or SIGINT starts the end, a second one is the end.
+async fn signals(stop: Stop) {
+    tokio::spawn(hang_ups());
+    ended_by_signal().await;
+    tracing::info!("asked to end");
+    stop.draining.cancel();
+    ended_by_signal().await;
+    tracing::warn!("asked to end at once");
+    stop.cut.cancel();
+}
+
+/// A SIGHUP, which would end the process if nobody watched for it, changes nothing: the configuration is read at start.
+async fn hang_ups() {
+    let Ok(mut hang_up) = signal(SignalKind::hangup()) else {
+        return;
+    };
+    while hang_up.recv().await.is_some() {
+        tracing::warn!("SIGHUP: this version reads its configuration at start alone; restart it");
+    }
+}
+
+/// Waits for SIGTERM or SIGINT.
+pub(super) async fn ended_by_signal() {
+    match (
+        signal(SignalKind::terminate()),
+        signal(SignalKind::interrupt()),
+    ) {
+        (Ok(mut terminate), Ok(mut interrupt)) => {
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = interrupt.recv() => {}
+            }
+        }
+        // To end now is better than to be deaf to every wish to end.
+        _ => tracing::error!("signals can't be watched"),
+    }
+}

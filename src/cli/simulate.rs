@@ -1,0 +1,129 @@
+//! `simulate`: the stand-in KYBIO host as a process of its own.
+
+use std::fs;
+use std::io;
+use std::io::Write;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use anyhow::Context;
+use anyhow::bail;
+use clap::Args;
+use rustls::ServerConfig;
+use rustls::crypto::aws_lc_rs;
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::PrivateKeyDer;
+use rustls::pki_types::pem::PemObject;
+use tokio::net::TcpListener;
+use tokio::runtime;
+use tokio_rustls::TlsAcceptor;
+use tokio_util::sync::CancellationToken;
+
+use crate::cli::serve::ended_by_signal;
+use crate::clock::Clock;
+use crate::config::environment;
+use crate::observe::log;
+use crate::simulator::Account;
+use crate::simulator::QUOTA_PER_DAY;
+use crate::simulator::Settings;
+use crate::simulator::Simulator;
+
+/// What to stand in for.
+#[derive(Args, Debug)]
+pub(super) struct Arguments {
+    /// Where to listen
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:9443")]
+    address: SocketAddr,
+    /// The certificate, PEM; without one it speaks plain HTTP, to this machine alone
+    #[arg(long, value_name = "FILE", requires = "private_key")]
+    certificate: Option<PathBuf>,
+    /// Its key, PEM
+    #[arg(long, value_name = "FILE", requires = "certificate")]
+    private_key: Option<PathBuf>,
+    /// An appId and the file with its appKey; may be given several times. Never a live one
+    #[arg(long = "account", value_name = "APP_ID=KEY_FILE", value_parser = account, required = true)]
+    accounts: Vec<(String, PathBuf)>,
+    /// Calls a day for each account, failures counted
+    #[arg(long, value_name = "CALLS", default_value_t = QUOTA_PER_DAY)]
+    quota_per_day: u32,
+}
+
+fn account(text: &str) -> Result<(String, PathBuf), String> {
+    let (app_id, file) = text.split_once('=').ok_or("write it as app_id=key_file")?;
+    Ok((app_id.to_owned(), file.into()))
+}
+
+pub(super) fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
+    let tls = match (&arguments.certificate, &arguments.private_key) {
+        (Some(certificate), Some(key)) => Some(acceptor(&fs::read(certificate)?, &fs::read(key)?)?),
+        _ if arguments.address.ip().is_loopback() => None,
+        _ => bail!(
+            "plain HTTP is for this machine alone: give --certificate and --private-key, or a loopback --address"
+        ),
+    };
+    let accounts = arguments.accounts.iter().map(|(app_id, file)| {
+        let app_key = fs::read_to_string(file).with_context(|| file.display().to_string())?;
+        Ok(Account {
+            app_id: app_id.clone(),
+            app_key: app_key.trim().to_owned(),
+        })
+    });
+    let settings = Settings {
+        accounts: accounts.collect::<anyhow::Result<_>>()?,
+        quota_per_day: arguments.quota_per_day,
+    };
+    let log = log::Settings {
+        format: log::Format::Human,
+        level: log::Level::Info,
+        plain: environment::no_color(),
+    };
+    let _log = tracing::subscriber::set_global_default(log::subscriber(&log));
+    let runtime = runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    runtime.block_on(serve(settings, tls, arguments.address))
+}
+
+async fn serve(
+    settings: Settings,
+    tls: Option<TlsAcceptor>,
+    address: SocketAddr,
+) -> anyhow::Result<ExitCode> {
+    let listener = TcpListener::bind(address)
+        .await
+        .with_context(|| address.to_string())?;
+    let scheme = if tls.is_some() { "https" } else { "http" };
+    let accounts = settings.accounts.len();
+    let banner = format!(
+        "A stand-in for a KYBIO host, with {accounts} account{}, at {scheme}://{}\n\
+         Each answer's header x-kybio-simulator-answer says whether it is documented or assumed.\n",
+        if accounts == 1 { "" } else { "s" },
+        listener.local_addr()?
+    );
+    io::stdout().lock().write_all(banner.as_bytes())?;
+    let stop = CancellationToken::new();
+    let simulator = Arc::new(Simulator::new(settings, Clock::system()));
+    let serving = simulator.serve(listener, tls, stop.clone());
+    let ended = async {
+        ended_by_signal().await;
+        stop.cancel();
+    };
+    tokio::join!(serving, ended);
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The TLS side of a stand-in host, which asks for no client certificate.
+pub(super) fn acceptor(chain: &[u8], key: &[u8]) -> anyhow::Result<TlsAcceptor> {
+    let chain = CertificateDer::pem_slice_iter(chain)
+        .collect::<Result<Vec<_>, _>>()
+        .context("the certificate")?;
+    let key = PrivateKeyDer::from_pem_slice(key).context("the private key")?;
+    let mut config = ServerConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
+        .with_safe_default_protocol_versions()?
+        .with_no_client_auth()
+        .with_single_cert(chain, key)?;
+    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    Ok(TlsAcceptor::from(Arc::new(config)))
+}
