@@ -1,0 +1,517 @@
+//! Configuration that people can trust: every fault is told at once, with its file, line, column and key, what was found and what was
+//! meant; exit code 78. Environment and flags go on top.
+
+use crate::support::{Pki, Setup, tools};
+
+/// A configuration that is good, in a folder with what it names.
+fn good() -> (Setup, String) {
+    let pki = Pki::new();
+    let setup = Setup::new(&pki, None);
+    let path = setup.write();
+    let text = std::fs::read_to_string(&path).unwrap();
+    (setup, text)
+}
+
+fn check(setup: &Setup, text: &str) -> (Option<i32>, String) {
+    let path = setup.path("gateway.toml");
+    std::fs::write(&path, text).unwrap();
+    let output = tools::run(tools::binary().current_dir(setup.folder.path()).args([
+        "check",
+        "--config",
+        "gateway.toml",
+    ]));
+    (
+        output.status.code(),
+        tools::stdout(&output) + &tools::stderr(&output),
+    )
+}
+
+#[test]
+fn a_good_one_is_told_so() {
+    let (setup, text) = good();
+    let (code, said) = check(&setup, &text);
+    assert_eq!(code, Some(0), "{said}");
+    assert!(said.contains("good (1 accounts, 1 callers"), "{said}");
+}
+
+/// What is replaced by what, the line on which the fault is, and what is said.
+const FAULTS: &[(&str, &str, &str, &[&str])] = &[
+    (
+        "connections_max = 2000",
+        "conections_max = 2000",
+        "conections_max",
+        &[
+            "listener.conections_max: unknown key",
+            "did you mean `connections_max`?",
+        ],
+    ),
+    (
+        "[admin]",
+        "[admni]",
+        "[admni]",
+        &["admni: unknown key", "did you mean `admin`?"],
+    ),
+    (
+        "connections_max = 2000",
+        "connections_max = \"2000\"",
+        "connections_max",
+        &["a whole number is wanted, but the text \"2000\" was found"],
+    ),
+    (
+        "connections_max = 2000",
+        "connections_max = 0",
+        "connections_max",
+        &["0 isn't between 1 and 1000000"],
+    ),
+    (
+        "connections_max = 2000",
+        "handshake_timeout = 5",
+        "handshake_timeout",
+        &["a duration is wanted, in quotes and with its unit"],
+    ),
+    (
+        "connections_max = 2000",
+        "handshake_timeout = \"5 parsecs\"",
+        "handshake_timeout",
+        &["a duration such as \"5s\"", "5 parsecs"],
+    ),
+    (
+        "connections_max = 2000",
+        "handshake_timeout = \"2h\"",
+        "handshake_timeout",
+        &["isn't between 1ms and 1m"],
+    ),
+    (
+        "connections_max = 2000",
+        "crl_expired = \"ignore\"",
+        "crl_expired",
+        &["one of \"deny\", \"warn\" is wanted, but \"ignore\" was found"],
+    ),
+    (
+        "connections_max = 2000",
+        "reuse_port = \"no\"",
+        "reuse_port",
+        &["true or false, without quotes"],
+    ),
+    (
+        "address = \"127.0.0.1:0\"\ncert",
+        "address = \"localhost\"\ncert",
+        "address = \"localhost\"",
+        &["listener.address: an address with its port is wanted"],
+    ),
+    (
+        "certificate = \"gateway.pem\"",
+        "certificate = \"missing.pem\"",
+        "certificate = \"missing.pem\"",
+        &["listener.certificate: missing.pem can't be read"],
+    ),
+    (
+        "certificate = \"gateway.pem\"",
+        "certificate = \"gateway.key\"",
+        "certificate = \"gateway.key\"",
+        &["there isn't a certificate in it"],
+    ),
+    (
+        "private_key = \"gateway.key\"",
+        "private_key = \"gateway.pem\"",
+        "private_key = \"gateway.pem\"",
+        &["there's no private key in it"],
+    ),
+    (
+        "certificate = \"gateway.pem\"",
+        "certificate = \"callers-ca.pem\"",
+        "certificate = \"callers-ca.pem\"",
+        &["must belong together"],
+    ),
+    (
+        "client_ca = \"callers-ca.pem\"\n",
+        "",
+        "[listener]",
+        &["listener.client_ca: must be written", "for example"],
+    ),
+    (
+        "https://upstream.test/pospal-api2",
+        "http://upstream.test",
+        "base_url",
+        &["upstreams.kybio.base_url", "use https://"],
+    ),
+    (
+        "https://upstream.test/pospal-api2",
+        "upstream.test",
+        "base_url",
+        &["write it as https://host"],
+    ),
+    (
+        "roots = \"callers-ca.pem\"",
+        "roots = \"sistem\"",
+        "roots",
+        &["upstreams.kybio.roots: sistem can't be read"],
+    ),
+    (
+        "upstream = \"kybio\"",
+        "upstream = \"kibio\"",
+        "upstream = \"kibio\"",
+        &["accounts.main.upstream: there is no [upstreams.kibio]"],
+    ),
+    (
+        "app_id = \"abcdefghijklmn\"",
+        "app_id = \"a\\\"b\"",
+        "app_id",
+        &["an appId is 1 to 64"],
+    ),
+    (
+        "app_key_file = \"main.key\"",
+        "app_key = \"secret-in-file\"",
+        "app_key =",
+        &[
+            "accounts.main.app_key: unknown key",
+            "did you mean `app_key_file`?",
+        ],
+    ),
+    (
+        "[callers.orders]",
+        "[callers.Orders]",
+        "[callers.Orders]",
+        &["a name is 1 to 40 of a-z"],
+    ),
+    (
+        "spiffe://shop.example/orders",
+        "orders",
+        "identities",
+        &["an identity is written `spiffe://trust-domain/path` or `dns:host.name`"],
+    ),
+    (
+        "accounts = [\"*\"]",
+        "accounts = [\"store-*\"]",
+        "accounts = [",
+        &["\"store-*\" matches no account"],
+    ),
+    (
+        "operations = [\"*\"]",
+        "operations = [\"orderOpenApi/cancelOrder\"]",
+        "operations = [",
+        &[
+            "matches no operation",
+            "did you mean \"orderOpenApi/cancleOrder\"?",
+        ],
+    ),
+    (
+        "operations = [\"*\"]",
+        "operations = []",
+        "operations = [",
+        &["the list is empty"],
+    ),
+    (
+        "operations = [\"*\"]",
+        "operations = \"*\"",
+        "operations = \"*\"",
+        &["a list of texts is wanted, but the text \"*\" was found"],
+    ),
+    (
+        "operations = [\"*\"]",
+        "operations = [\"*\"]\ndefault_account = \"other\"",
+        "default_account",
+        &["\"other\" isn't one of this caller's accounts"],
+    ),
+    (
+        "level = \"info\"",
+        "level = \"loud\"",
+        "level = \"loud\"",
+        &["log.level: one of"],
+    ),
+    (
+        "level = \"info\"",
+        "level = \"info\"\nlevel = \"warn\"",
+        "level = \"warn\"",
+        &["not TOML", "duplicate key"],
+    ),
+    ("[log]", "[log", "[log", &["not TOML"]),
+    (
+        "[runtime]",
+        "[operations.\"customerOpenApi\"]\npaused = true\n[runtime]",
+        "[operations.",
+        &["an operation is written `module/method`"],
+    ),
+    (
+        "[runtime]",
+        "[operations.\"customerOpenApi/add\"]\nclass = \"safe\"\n[runtime]",
+        "class = \"safe\"",
+        &["one of \"read\""],
+    ),
+    (
+        "[runtime]",
+        "[callers.twin]\nidentities = [\"spiffe://shop.example/orders\"]\naccounts = [\"main\"]\noperations = [\"*\"]\n[runtime]",
+        "identities",
+        &["is also an identity of the caller"],
+    ),
+];
+
+#[test]
+fn each_fault_is_told_with_its_place_its_key_and_what_was_meant() {
+    let (setup, text) = good();
+    for (from, to, at, expected) in FAULTS {
+        let faulty = text.replacen(from, to, 1);
+        assert_ne!(faulty, text, "{from}");
+        let (code, said) = check(&setup, &faulty);
+        assert_eq!(code, Some(78), "{to}: {said}");
+        let line = faulty
+            .lines()
+            .enumerate()
+            .filter(|(_, line)| line.contains(at))
+            .map(|(number, _)| number + 1)
+            .collect::<Vec<_>>();
+        let placed = said.lines().find(|said| {
+            line.iter()
+                .any(|line| said.starts_with(&format!("gateway.toml:{line}:")))
+        });
+        let placed = placed.unwrap_or_else(|| panic!("{to}: line {line:?}: {said}"));
+        for words in *expected {
+            assert!(
+                placed.contains(words),
+                "{to}: {words:?} isn't in {placed:?}"
+            );
+        }
+    }
+}
+
+#[test]
+fn all_faults_are_told_at_once() {
+    let (setup, mut text) = good();
+    let independent = [
+        "conections_max = 2000",
+        "http://upstream.test",
+        "upstream = \"kibio\"",
+        "operations = []",
+        "level = \"loud\"",
+        "crl_expired = \"ignore\"",
+    ];
+    let mut expected = 0;
+    for (from, to, ..) in FAULTS.iter().filter(|(_, to, ..)| independent.contains(to)) {
+        if text.contains(from) {
+            text = text.replacen(from, to, 1);
+            expected += 1;
+        }
+    }
+    assert!(expected >= 5, "{expected}");
+    let (code, said) = check(&setup, &text);
+    assert_eq!(code, Some(78));
+    assert_eq!(said.lines().count(), expected + 1, "{said}");
+    assert!(
+        said.ends_with(&format!(
+            "kybio-gateway: {expected} faults in the configuration\n"
+        )),
+        "{said}"
+    );
+}
+
+#[test]
+fn a_missing_file_and_a_misused_command_line_have_their_own_exit_codes() {
+    let missing = tools::run(tools::binary().args(["check", "--config", "nowhere.toml"]));
+    assert_eq!(missing.status.code(), Some(78));
+    assert!(
+        tools::stderr(&missing).contains("nowhere.toml: the file can't be read"),
+        "{}",
+        tools::stderr(&missing)
+    );
+    for usage in [
+        &["serve", "--nonsense"][..],
+        &["nonsense"],
+        &[],
+        &["check", "--set", "novalue"],
+    ] {
+        assert_eq!(
+            tools::run(tools::binary().args(usage)).status.code(),
+            Some(2),
+            "{usage:?}"
+        );
+    }
+}
+
+#[test]
+fn included_files_bring_more_tables_and_may_not_repeat_any() {
+    let (setup, text) = good();
+    let text = format!("include = [\"accounts.d/*.toml\"]\n{text}");
+    let (code, said) = check(&setup, &text);
+    assert_eq!(code, Some(0), "an empty folder is fine: {said}");
+    std::fs::create_dir(setup.path("accounts.d")).unwrap();
+    let folder = setup.path("accounts.d");
+    tools::write(&folder.join("store.key"), "key", 0o600);
+    std::fs::write(
+        folder.join("a.toml"),
+        "[accounts.store-1]\nupstream = \"kybio\"\napp_id = \"A\"\napp_key_file = \"store.key\"\n",
+    )
+    .unwrap();
+    let (code, said) = check(&setup, &text);
+    assert_eq!(
+        (code, said.contains("2 accounts")),
+        (Some(0), true),
+        "{said}"
+    );
+    std::fs::write(
+        folder.join("b.toml"),
+        "[accounts.store-1]\napp_id = \"B\"\n[listener]\nnonsense = 1\n",
+    )
+    .unwrap();
+    let (code, said) = check(&setup, &text);
+    assert_eq!(code, Some(78));
+    assert!(said.contains("accounts.d/b.toml:2:1: accounts.store-1.app_id: defined a second time; the first is at accounts.d/a.toml:3:1"), "{said}");
+    std::fs::write(folder.join("b.toml"), "[listener]\nnonsense = 1\n").unwrap();
+    assert!(
+        check(&setup, &text)
+            .1
+            .contains("accounts.d/b.toml:2:1: listener.nonsense: unknown key")
+    );
+    let (code, said) = check(&setup, &text.replace("accounts.d/*.toml", "missing.toml"));
+    assert!(
+        code == Some(78) && said.contains("there is no file"),
+        "{said}"
+    );
+}
+
+#[test]
+fn environment_and_flags_go_on_top_and_their_faults_are_told_by_name() {
+    let (setup, text) = good();
+    std::fs::write(setup.path("gateway.toml"), text).unwrap();
+    let check = |variables: &[(&str, &str)], flags: &[&str]| {
+        let mut command = tools::binary();
+        command
+            .args(["check", "--config"])
+            .arg(setup.path("gateway.toml"))
+            .args(flags)
+            .envs(variables.iter().copied());
+        let output = tools::run(&mut command);
+        (
+            output.status.code(),
+            tools::stdout(&output) + &tools::stderr(&output),
+        )
+    };
+    // Kubernetes makes the second for a Service of this name.
+    let harmless = [
+        (
+            "KYBIO_GATEWAY__ACCOUNTS__MAIN__APP_ID",
+            "0012345678901234567",
+        ),
+        ("KYBIO_GATEWAY_PORT", "tcp://10.0.0.1:8443"),
+    ];
+    assert_eq!(
+        check(&harmless, &["--set", "listener.connections_max=10"]).0,
+        Some(0)
+    );
+    let (code, said) = check(&[("KYBIO_GATEWAY__LISTENER__CONNECTIONS_MAX", "many")], &[]);
+    assert_eq!(code, Some(78));
+    assert!(said.contains("environment KYBIO_GATEWAY__LISTENER__CONNECTIONS_MAX: listener.connections_max: a whole number is wanted, but \"many\" was found"), "{said}");
+    let (_, said) = check(&[("KYBIO_GATEWAY__LISTENER__CONECTIONS_MAX", "1")], &[]);
+    assert!(
+        said.contains("unknown key") && said.contains("KYBIO_GATEWAY__LISTENER__CONECTIONS_MAX"),
+        "{said}"
+    );
+    let (_, said) = check(
+        &[],
+        &["--set", "upstreams.kybio.base_url=http://elsewhere.example"],
+    );
+    assert!(
+        said.contains("--set: upstreams.kybio.base_url: http:// is for this machine alone"),
+        "{said}"
+    );
+    // A flag beats a variable, which beats the file.
+    let (_, said) = check(
+        &[("KYBIO_GATEWAY__LOG__LEVEL", "one")],
+        &["--set", "log.level=two"],
+    );
+    assert!(
+        said.contains("\"two\" was found") && !said.contains("\"one\""),
+        "{said}"
+    );
+}
+
+#[test]
+fn keys_can_come_from_the_credentials_directory() {
+    let (setup, text) = good();
+    let text = text.replace(
+        "app_key_file = \"main.key\"",
+        "app_key_file = \"$CREDENTIALS_DIRECTORY/main\"",
+    );
+    assert!(
+        check(&setup, &text)
+            .1
+            .contains("CREDENTIALS_DIRECTORY isn't set")
+    );
+    std::fs::create_dir(setup.path("credentials")).unwrap();
+    tools::write(&setup.path("credentials/main"), "key", 0o400);
+    let mut command = tools::binary();
+    command
+        .args(["check", "--config"])
+        .arg(setup.path("gateway.toml"))
+        .env("CREDENTIALS_DIRECTORY", setup.path("credentials"));
+    assert_eq!(tools::run(&mut command).status.code(), Some(0));
+}
+
+#[test]
+fn the_shipped_files_are_good_but_for_what_they_name() {
+    for file in ["gateway.toml", "minimal.toml"] {
+        let output = tools::run(
+            tools::binary()
+                .args(["check", "--config"])
+                .arg(tools::root().join("config").join(file)),
+        );
+        let said = tools::stderr(&output);
+        assert!(said.lines().count() > 1, "{said}");
+        for line in said
+            .lines()
+            .filter(|line| !line.starts_with("kybio-gateway: "))
+        {
+            assert!(
+                line.contains("can't be read") || line.contains("matches no account"),
+                "{file}: {line}"
+            );
+        }
+    }
+    let reference = tools::run(tools::binary().args(["config", "reference"]));
+    assert_eq!(
+        tools::stdout(&reference),
+        std::fs::read_to_string(tools::root().join("config/gateway.toml")).unwrap()
+    );
+}
+
+#[tokio::test]
+async fn a_second_process_on_the_port_is_refused_unless_configured() {
+    let pki = Pki::new();
+    let gateway = Setup::new(&pki, None).start().await;
+    let second = |reuse: bool| {
+        let setup = Setup::new(&pki, None);
+        let path = setup.write();
+        let flags = [
+            format!("listener.address={}", gateway.address),
+            format!("listener.reuse_port={reuse}"),
+        ];
+        tools::run(
+            tools::binary()
+                .args(["serve", "--set", &flags[0], "--set", &flags[1], "--config"])
+                .arg(path),
+        )
+    };
+    let output = second(false);
+    assert_eq!(output.status.code(), Some(1));
+    let said = tools::stderr(&output);
+    assert!(
+        said.contains("is another gateway running?") && said.contains("listener.address"),
+        "{said}"
+    );
+}
+
+#[test]
+fn more_connections_than_descriptors_are_a_fault() {
+    let (setup, _) = good();
+    let output = tools::run(
+        std::process::Command::new("sh")
+            .args(["-c", "ulimit -n 1000 && exec \"$0\" serve --config \"$1\""])
+            .arg(env!("CARGO_BIN_EXE_kybio-gateway"))
+            .arg(setup.path("gateway.toml")),
+    );
+    assert_eq!(output.status.code(), Some(78));
+    assert!(
+        tools::stderr(&output).contains("need 2228 descriptors, but the limit is 1000"),
+        "{}",
+        tools::stderr(&output)
+    );
+}

@@ -1,0 +1,260 @@
+//! Imports go down only. In one crate nothing else holds that; this table does, and a new edge in it is a design decision.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
+use crate::support::tools;
+
+/// Who may import whom, from the top floor down. A module may always import its own.
+const MAY_IMPORT: &[(&str, &[&str])] = &[
+    // commands
+    (
+        "cli",
+        &[
+            "clock",
+            "config",
+            "identity",
+            "observe",
+            "server",
+            "simulator",
+            "stop",
+        ],
+    ),
+    // assembly
+    (
+        "server",
+        &[
+            "admin", "clock", "config", "identity", "listener", "observe", "policy", "proxy",
+            "stop", "upstream",
+        ],
+    ),
+    ("admin", &["observe"]),
+    (
+        "config",
+        &[
+            "account",
+            "identity",
+            "listener",
+            "name",
+            "observe",
+            "operation",
+            "operations",
+            "pattern",
+            "policy",
+            "proxy",
+            "upstream",
+        ],
+    ),
+    // line
+    (
+        "proxy",
+        &[
+            "clock",
+            "identity",
+            "name",
+            "observe",
+            "operation",
+            "outcome",
+            "payload",
+            "policy",
+            "reply",
+            "sign",
+            "upstream",
+        ],
+    ),
+    // stations: each may name the token of the one before it, and nothing else of another
+    ("listener", &["clock", "identity", "observe", "stop"]),
+    ("identity", &["name"]),
+    (
+        "policy",
+        &[
+            "account",
+            "identity",
+            "name",
+            "operation",
+            "operations",
+            "pattern",
+        ],
+    ),
+    ("payload", &["account"]),
+    ("sign", &["account", "payload"]),
+    (
+        "upstream",
+        &["clock", "name", "observe", "operation", "sign"],
+    ),
+    ("reply", &[]),
+    // observe
+    ("observe", &["clock", "name", "operation", "outcome"]),
+    // words
+    ("account", &["name"]),
+    ("operations", &["operation"]),
+    ("operation", &[]),
+    ("name", &[]),
+    ("outcome", &[]),
+    ("pattern", &[]),
+    ("clock", &[]),
+    ("stop", &[]),
+    // beside: shares no code with the line
+    ("simulator", &["clock"]),
+];
+
+/// All source files, with the module on whose floor each is.
+fn sources() -> Vec<(String, PathBuf, String)> {
+    fn walk(folder: &Path, found: &mut Vec<PathBuf>) {
+        for entry in std::fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                walk(&path, found)
+            } else if path.extension().is_some_and(|extension| extension == "rs") {
+                found.push(path)
+            }
+        }
+    }
+    let source = tools::root().join("src");
+    let mut paths = Vec::new();
+    walk(&source, &mut paths);
+    assert!(paths.len() > 40, "{}", paths.len());
+    let named = paths.into_iter().map(|path| {
+        let relative = path.strip_prefix(&source).unwrap().to_owned();
+        let module = relative
+            .iter()
+            .next()
+            .unwrap()
+            .to_str()
+            .unwrap()
+            .trim_end_matches(".rs")
+            .to_owned();
+        let text = std::fs::read_to_string(&path).unwrap();
+        (module, relative, text)
+    });
+    // Test benches of their modules, compiled for tests alone.
+    let test_only = ["simulator/bench.rs", "simulator/samples.rs"];
+    named
+        .filter(|(module, path, _)| {
+            module != "lib"
+                && module != "main"
+                && !test_only.iter().any(|only| path == Path::new(only))
+        })
+        .collect()
+}
+
+/// What comes before the tests at the foot of a file.
+fn product(text: &str) -> &str {
+    text.split("#[cfg(test)]\nmod tests {").next().unwrap()
+}
+
+#[test]
+fn imports_go_down_only() {
+    let mut seen = BTreeSet::new();
+    for (module, path, text) in sources() {
+        let (_, allowed) = MAY_IMPORT
+            .iter()
+            .find(|(name, _)| *name == module)
+            .unwrap_or_else(|| panic!("{module} has no floor"));
+        let product = product(&text);
+        for (at, _) in product.match_indices("crate::") {
+            let imported: String = product[at + 7..]
+                .chars()
+                .take_while(|c| c.is_alphanumeric() || *c == '_')
+                .collect();
+            assert!(
+                imported == module || allowed.contains(&imported.as_str()),
+                "{}: {module} may not import {imported}",
+                path.display()
+            );
+            seen.insert((module.clone(), imported));
+        }
+    }
+    for (module, allowed) in MAY_IMPORT {
+        for imported in *allowed {
+            assert!(
+                seen.contains(&((*module).to_owned(), (*imported).to_owned())),
+                "{module} doesn't need {imported} any more"
+            );
+        }
+    }
+}
+
+#[test]
+fn the_table_has_no_cycle() {
+    let order: Vec<_> = MAY_IMPORT.iter().map(|(module, _)| *module).collect();
+    let mut left = MAY_IMPORT.to_vec();
+    while !left.is_empty() {
+        let before = left.len();
+        let above: BTreeSet<_> = left
+            .iter()
+            .flat_map(|(_, allowed)| allowed.iter().copied())
+            .collect();
+        left.retain(|(module, _)| above.contains(module));
+        assert!(left.len() < before, "a cycle among {left:?}");
+    }
+    assert_eq!(order.iter().collect::<BTreeSet<_>>().len(), order.len());
+}
+
+/// Things that only one place may do.
+#[test]
+fn what_one_file_does_no_other_does() {
+    let only: [(&str, &[&str]); 8] = [
+        (".expose()", &["sign.rs"]),
+        (".expose_signature()", &["upstream/send.rs"]),
+        ("data-signature", &["upstream/send.rs"]),
+        ("std::env::", &["config/environment.rs"]),
+        ("SystemTime::now", &["clock.rs"]),
+        ("Instant::now", &["clock.rs"]),
+        ("Md5::", &["account.rs"]),
+        ("process::exit", &[]),
+    ];
+    for (words, allowed) in only {
+        let mut users = BTreeSet::new();
+        for (module, path, text) in sources() {
+            if module != "simulator"
+                && product(&text)
+                    .lines()
+                    .any(|line| line.contains(words) && !line.trim_start().starts_with("//"))
+            {
+                users.insert(path.display().to_string());
+            }
+        }
+        assert_eq!(
+            users,
+            allowed.iter().map(|path| (*path).to_owned()).collect(),
+            "{words}"
+        );
+    }
+}
+
+#[test]
+fn nothing_that_holds_a_secret_can_be_copied_or_printed() {
+    let (_, _, account) = sources()
+        .into_iter()
+        .find(|(_, path, _)| path == Path::new("account.rs"))
+        .unwrap();
+    let (_, _, sign) = sources()
+        .into_iter()
+        .find(|(_, path, _)| path == Path::new("sign.rs"))
+        .unwrap();
+    for (text, declaration) in [
+        (&account, "pub struct AppKey("),
+        (&sign, "pub struct SignedBody {"),
+    ] {
+        let before = text.split(declaration).next().unwrap();
+        assert_ne!(before.len(), text.len(), "{declaration} is there");
+        assert!(
+            !before.lines().next_back().unwrap().contains("derive"),
+            "{declaration} derives nothing"
+        );
+    }
+    assert!(
+        !account.contains("impl Clone for AppKey")
+            && !account.contains("impl fmt::Display for AppKey")
+    );
+}
+
+#[test]
+fn source_files_open_with_what_they_are_for_and_never_unwrap() {
+    for (_, path, text) in sources() {
+        assert!(text.starts_with("//! "), "{}", path.display());
+        assert!(!product(&text).contains(".unwrap()"), "{}", path.display());
+        assert!(!product(&text).contains("unsafe"), "{}", path.display());
+    }
+}

@@ -1,0 +1,266 @@
+//! What operators see: metrics that Prometheus' own tools accept, one log line for each request, health.
+
+use std::io::Write;
+use std::process::{Command, Stdio};
+
+use crate::support::upstream::{Act, SUCCESS};
+use crate::support::{Client, Pki, Setup, Upstream, tools};
+
+fn promtool(text: &str) -> (bool, String) {
+    let mut child = Command::new("promtool")
+        .args(["check", "metrics"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap_or_else(|error| panic!("promtool: {error} (see .ci/install)"));
+    child
+        .stdin
+        .take()
+        .unwrap()
+        .write_all(text.as_bytes())
+        .unwrap();
+    let output = child.wait_with_output().unwrap();
+    (
+        output.status.success(),
+        tools::stdout(&output) + &tools::stderr(&output),
+    )
+}
+
+#[tokio::test]
+async fn the_metrics_page_passes_promtool_and_counts_business_errors_by_their_codes() {
+    let pki = Pki::new();
+    let upstream = Upstream::scripted(&pki, |seen| match seen.target.rsplit('/').next().unwrap() {
+        "addProductInfo" => Act::ok(r#"{"status":"error","messages":["x"],"errorCode":5004}"#),
+        "updateProductInfo" => Act::ok(r#"{"status":"error","messages":["x"],"errorCode":987654}"#),
+        _ => Act::ok(SUCCESS),
+    })
+    .await;
+    let gateway = Setup::new(&pki, Some(upstream.address)).start().await;
+    let client = gateway.client(&pki);
+    for operation in [
+        "productOpenApi/addProductInfo",
+        "productOpenApi/updateProductInfo",
+        "customerOpenApi/add",
+        "no/such",
+    ] {
+        client.call(operation, "{}").await;
+    }
+    let text = gateway.metrics().await;
+    let (good, said) = promtool(&text);
+    assert!(good && said.trim().is_empty(), "{said}");
+    let series = [
+        (
+            "kybio_gateway_operation_answers_total{error_code=\"5004\",operation=\"productOpenApi/addProductInfo\"}",
+            1.0,
+        ),
+        (
+            "kybio_gateway_operation_answers_total{error_code=\"other\",operation=\"productOpenApi/updateProductInfo\"}",
+            1.0,
+        ),
+        (
+            "kybio_gateway_account_answers_total{account=\"main\",error_code=\"none\"}",
+            1.0,
+        ),
+        (
+            "kybio_gateway_requests_total{operation=\"customerOpenApi/add\",outcome=\"done\"}",
+            1.0,
+        ),
+        (
+            "kybio_gateway_requests_total{operation=\"productOpenApi/addProductInfo\",outcome=\"rejected\"}",
+            1.0,
+        ),
+        (
+            "kybio_gateway_requests_total{operation=\"none\",outcome=\"not-sent\"}",
+            1.0,
+        ),
+        (
+            "kybio_gateway_caller_requests_total{caller=\"orders\",outcome=\"done\"}",
+            1.0,
+        ),
+        (
+            "kybio_gateway_refusals_total{code=\"unknown-operation\"}",
+            1.0,
+        ),
+        (
+            "kybio_gateway_attempts_total{result=\"answered\",upstream=\"kybio\"}",
+            3.0,
+        ),
+        (
+            "kybio_gateway_request_duration_seconds_count{operation=\"customerOpenApi/add\"}",
+            1.0,
+        ),
+        ("kybio_gateway_downstream_connections_accepted_total", 1.0),
+    ];
+    for (name, value) in series {
+        assert_eq!(gateway.metric(name).await, value, "{name}\n{text}");
+    }
+    assert!(
+        promtool("bad_metric 1\nbad_metric 1\n")
+            .1
+            .contains("bad_metric"),
+        "promtool can fail"
+    );
+}
+
+#[tokio::test]
+async fn series_do_not_grow_with_what_callers_send() {
+    let pki = Pki::new();
+    let upstream = Upstream::scripted(&pki, |seen| {
+        let code = seen.body.len() * 7919;
+        Act::ok(format!("{{\"status\":\"error\",\"errorCode\":{code}}}"))
+    })
+    .await;
+    let gateway = Setup::new(&pki, Some(upstream.address)).start().await;
+    let client = gateway.client(&pki);
+    let round = async |number: usize| {
+        client
+            .call(
+                "customerOpenApi/queryByUid",
+                format!("{{\"a\":\"{}\"}}", "x".repeat(number)),
+            )
+            .await;
+        client
+            .call(&format!("random{number}/path{number}"), "{}")
+            .await;
+        let account = format!("account-{number}");
+        client
+            .call_with(
+                "customerOpenApi/queryByUid",
+                &[("kybio-gateway-account", &account)],
+                "{}",
+            )
+            .await;
+    };
+    round(0).await;
+    let before = gateway.metrics().await.lines().count();
+    for number in 1..100 {
+        round(number).await;
+    }
+    assert_eq!(gateway.metrics().await.lines().count(), before);
+}
+
+#[tokio::test]
+async fn each_request_has_one_line_in_the_log_as_json() {
+    let pki = Pki::new();
+    let upstream = Upstream::start(&pki).await;
+    let gateway = Setup::new(&pki, Some(upstream.address)).start().await;
+    let answer = gateway
+        .client(&pki)
+        .call("customerOpenApi/add", "{\"a\":1}")
+        .await;
+    let id = answer.header("kybio-gateway-request-id");
+    let event = gateway.request_event(id).await;
+    let expected = [
+        ("caller", "orders"),
+        ("account", "main"),
+        ("operation", "customerOpenApi/add"),
+        ("class", "naturally-keyed-write"),
+        ("outcome", "done"),
+        ("business_status", "success"),
+        ("upstream", "kybio"),
+        ("attempt", "answered"),
+    ];
+    for (field, value) in expected {
+        assert_eq!(event[field], value, "{field}: {event}");
+    }
+    assert_eq!(
+        (
+            &event["status"],
+            &event["request_bytes"],
+            &event["reply_bytes"]
+        ),
+        (&200.into(), &7.into(), &SUCCESS.len().into())
+    );
+    assert!(event["duration_ms"].as_f64().unwrap() >= event["attempt_ms"].as_f64().unwrap());
+    let lines = gateway
+        .printed()
+        .iter()
+        .filter(|line| line.contains(id))
+        .count();
+    assert_eq!(lines, 1);
+}
+
+#[tokio::test]
+async fn the_log_can_be_for_people() {
+    let pki = Pki::new();
+    let upstream = Upstream::start(&pki).await;
+    let setup = Setup::new(&pki, Some(upstream.address));
+    let output = tools::run(
+        tools::binary()
+            .args([
+                "serve",
+                "--set",
+                "log.format=human",
+                "--set",
+                "listener.connections_max=900000000",
+                "--config",
+            ])
+            .arg(setup.write()),
+    );
+    // Out of bounds: the fault is told in words, whatever the format.
+    assert_eq!(output.status.code(), Some(78));
+    assert!(
+        tools::stderr(&output).contains("listener.connections_max: 900000000 isn't between"),
+        "{}",
+        tools::stderr(&output)
+    );
+}
+
+#[tokio::test]
+async fn the_admin_pages_answer_get_alone_and_health_asks_them() {
+    let pki = Pki::new();
+    let upstream = Upstream::start(&pki).await;
+    let gateway = Setup::new(&pki, Some(upstream.address)).start().await;
+    for (path, status) in [
+        ("/metrics", 200),
+        ("/livez", 200),
+        ("/readyz", 200),
+        ("/", 200),
+        ("/metrics/", 404),
+        ("/nothing", 404),
+    ] {
+        assert_eq!(gateway.admin_get(path).await.0, status, "{path}");
+    }
+    let health = |address: &str| {
+        let flag = format!("admin.address={address}");
+        tools::run(
+            tools::binary()
+                .args(["health", "--set", &flag, "--config"])
+                .arg(gateway.setup.path("gateway.toml")),
+        )
+    };
+    let good = health(&gateway.admin.to_string());
+    assert_eq!(
+        (good.status.code(), tools::stdout(&good).as_str()),
+        (Some(0), "ok\n")
+    );
+    let free = std::net::TcpListener::bind("127.0.0.1:0")
+        .unwrap()
+        .local_addr()
+        .unwrap();
+    assert_eq!(health(&free.to_string()).status.code(), Some(1));
+    // A file that was broken since doesn't make a running gateway unhealthy.
+    std::fs::write(
+        gateway.setup.path("gateway.toml"),
+        "[listener]\nnonsense = 1\n",
+    )
+    .unwrap();
+    assert_eq!(health(&gateway.admin.to_string()).status.code(), Some(0));
+}
+
+#[tokio::test]
+async fn a_caller_that_leaves_in_the_middle_of_its_body_is_logged() {
+    use tokio::io::AsyncWriteExt;
+    let pki = Pki::new();
+    let upstream = Upstream::start(&pki).await;
+    let gateway = Setup::new(&pki, Some(upstream.address)).start().await;
+    let client: Client = gateway.client(&pki);
+    let mut stream = client.stream().await.unwrap();
+    let head = "POST /openapi/v1/customerOpenApi/add HTTP/1.1\r\nhost: gateway.test\r\ncontent-type: application/json\r\ncontent-length: 100\r\n\r\n{\"a\":";
+    stream.write_all(head.as_bytes()).await.unwrap();
+    drop(stream);
+    let event = gateway.event(|event| event["message"] == "request").await;
+    assert_eq!(event["outcome"], "not-sent", "{event}");
+    assert!(upstream.seen().is_empty());
+}

@@ -1,0 +1,231 @@
+//! Callers: one kept connection each, HTTP/1.1 or HTTP/2 by what TLS agreed on.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http::{HeaderMap, HeaderName, HeaderValue, Request, StatusCode, Version, header};
+use http_body_util::{BodyExt, Full};
+use hyper::client::conn::{http1, http2};
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use rustls::ClientConfig;
+use rustls::pki_types::ServerName;
+use serde_json::Value;
+use tokio::net::TcpStream;
+use tokio::sync::Mutex;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+
+use crate::support::tools::PATIENCE;
+
+pub struct Client {
+    address: SocketAddr,
+    tls: TlsConnector,
+    sender: Mutex<Option<Sender>>,
+}
+
+enum Sender {
+    Http1(http1::SendRequest<Full<Bytes>>),
+    Http2(http2::SendRequest<Full<Bytes>>),
+}
+
+#[derive(Debug)]
+pub struct Answer {
+    pub status: StatusCode,
+    pub headers: HeaderMap,
+    pub body: Bytes,
+}
+
+impl Answer {
+    pub fn header(&self, name: &str) -> &str {
+        self.headers
+            .get(name)
+            .map_or("", |value| value.to_str().unwrap())
+    }
+
+    pub fn json(&self) -> Value {
+        serde_json::from_slice(&self.body)
+            .unwrap_or_else(|error| panic!("{error}: {:?}", self.body))
+    }
+
+    pub fn text(&self) -> String {
+        String::from_utf8(self.body.to_vec()).unwrap()
+    }
+
+    /// Status, our code, outcome and whether it may be sent again.
+    pub fn refusal(&self) -> (u16, String, String, String) {
+        let json = self.json();
+        let told = (
+            json["gateway"]["outcome"].as_str().unwrap(),
+            json["gateway"]["retryable"].as_bool().unwrap(),
+        );
+        let headers = (
+            self.header("kybio-gateway-outcome"),
+            self.header("kybio-gateway-retryable") == "yes",
+        );
+        assert_eq!(told, headers, "envelope and headers agree");
+        assert_eq!(json["status"], "error");
+        assert_eq!(json["errorCode"], -i64::from(self.status.as_u16()));
+        assert_eq!(
+            json["gateway"]["requestId"],
+            self.header("kybio-gateway-request-id")
+        );
+        let code = json["gateway"]["code"].as_str().unwrap().to_owned();
+        (
+            self.status.as_u16(),
+            code,
+            told.0.to_owned(),
+            self.header("kybio-gateway-retryable").to_owned(),
+        )
+    }
+}
+
+pub type Failure = Box<dyn std::error::Error + Send + Sync>;
+
+impl Client {
+    pub fn new(address: SocketAddr, config: ClientConfig) -> Self {
+        Self {
+            address,
+            tls: TlsConnector::from(Arc::new(config)),
+            sender: Mutex::default(),
+        }
+    }
+
+    /// The TLS stream alone, for those who want to write their own bytes.
+    pub async fn stream(&self) -> Result<TlsStream<TcpStream>, Failure> {
+        let stream = TcpStream::connect(self.address).await?;
+        Ok(self
+            .tls
+            .connect(ServerName::try_from("gateway.test")?, stream)
+            .await?)
+    }
+
+    pub fn request(
+        path: &str,
+        headers: &[(&str, &str)],
+        body: impl Into<Bytes>,
+    ) -> Request<Full<Bytes>> {
+        let mut request = Request::post(path).body(Full::new(body.into())).unwrap();
+        for (name, value) in headers {
+            request.headers_mut().append(
+                HeaderName::from_bytes(name.as_bytes()).unwrap(),
+                HeaderValue::from_bytes(value.as_bytes()).unwrap(),
+            );
+        }
+        request
+    }
+
+    /// A call as services make it.
+    pub async fn call(&self, operation: &str, body: impl Into<Bytes>) -> Answer {
+        let path = format!("/openapi/v1/{operation}");
+        self.send(Self::request(
+            &path,
+            &[("content-type", "application/json")],
+            body,
+        ))
+        .await
+        .expect("an answer")
+    }
+
+    /// A call with more header fields.
+    pub async fn call_with(
+        &self,
+        operation: &str,
+        headers: &[(&str, &str)],
+        body: impl Into<Bytes>,
+    ) -> Answer {
+        let path = format!("/openapi/v1/{operation}");
+        let mut all = vec![("content-type", "application/json")];
+        all.extend(headers);
+        self.send(Self::request(&path, &all, body))
+            .await
+            .expect("an answer")
+    }
+
+    pub async fn send(&self, request: Request<Full<Bytes>>) -> Result<Answer, Failure> {
+        tokio::time::timeout(PATIENCE, self.send_on_kept(request))
+            .await
+            .expect("an answer in time")
+    }
+
+    async fn send_on_kept(&self, mut request: Request<Full<Bytes>>) -> Result<Answer, Failure> {
+        let mut kept = self.sender.lock().await;
+        let usable = match &mut *kept {
+            Some(Sender::Http1(sender)) => sender.ready().await.is_ok(),
+            Some(Sender::Http2(sender)) => sender.ready().await.is_ok(),
+            None => false,
+        };
+        if !usable {
+            *kept = Some(self.connect().await?);
+        }
+        let response = match kept.as_mut().unwrap() {
+            Sender::Http1(sender) => {
+                if !request.headers().contains_key(header::HOST) {
+                    request
+                        .headers_mut()
+                        .insert(header::HOST, HeaderValue::from_static("gateway.test"));
+                }
+                sender.send_request(request).await?
+            }
+            Sender::Http2(sender) => {
+                let target = format!(
+                    "https://gateway.test{}",
+                    request.uri().path_and_query().unwrap()
+                );
+                *request.uri_mut() = target.parse()?;
+                *request.version_mut() = Version::HTTP_2;
+                let mut sender = sender.clone();
+                // Many at a time on one connection.
+                drop(kept);
+                sender.send_request(request).await?
+            }
+        };
+        let (head, body) = response.into_parts();
+        Ok(Answer {
+            status: head.status,
+            headers: head.headers,
+            body: body.collect().await?.to_bytes(),
+        })
+    }
+
+    async fn connect(&self) -> Result<Sender, Failure> {
+        let stream = self.stream().await?;
+        let http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
+        if http2 {
+            let (sender, connection) =
+                http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await?;
+            tokio::spawn(connection);
+            Ok(Sender::Http2(sender))
+        } else {
+            let (sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
+            tokio::spawn(connection);
+            Ok(Sender::Http1(sender))
+        }
+    }
+}
+
+/// A plain HTTP GET, for the admin pages.
+pub async fn get(address: SocketAddr, path: &str) -> (u16, String) {
+    let stream = TcpStream::connect(address).await.unwrap();
+    let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.unwrap();
+    tokio::spawn(connection);
+    let request = Request::get(path)
+        .header(header::HOST, "admin")
+        .body(Full::new(Bytes::new()))
+        .unwrap();
+    let response = sender.send_request(request).await.unwrap();
+    let status = response.status().as_u16();
+    (
+        status,
+        String::from_utf8(
+            response
+                .into_body()
+                .collect()
+                .await
+                .unwrap()
+                .to_bytes()
+                .to_vec(),
+        )
+        .unwrap(),
+    )
+}

@@ -1,0 +1,276 @@
+//! The gateway under test: the real binary, a configuration in a folder of its own, and everything that it prints.
+
+use std::fmt::Write;
+use std::io::BufRead;
+use std::io::BufReader;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::Child;
+use std::process::ExitStatus;
+use std::process::Stdio;
+use std::sync::Arc;
+use std::sync::Mutex;
+use std::thread;
+
+use serde_json::Value;
+use tempfile::TempDir;
+use tokio::sync::watch;
+
+use crate::support::client::Client;
+use crate::support::pki::Pair;
+use crate::support::pki::Pki;
+use crate::support::tools;
+use crate::support::tools::PATIENCE;
+
+pub const ORDERS: &str = "spiffe://shop.example/orders";
+pub const APP_ID: &str = "abcdefghijklmn";
+pub const APP_KEY: &str = "roger1AppKey";
+
+/// What a test wants configured. The rest is the usual: one account `main`, one caller `orders` that may do everything.
+pub struct Setup {
+    pub folder: TempDir,
+    pub upstream: Option<SocketAddr>,
+    /// Lines of these tables.
+    pub listener: String,
+    pub kybio: String,
+    pub orders: String,
+    /// Whole tables besides.
+    pub more: String,
+    pub level: &'static str,
+}
+
+impl Setup {
+    pub fn new(pki: &Pki, upstream: Option<SocketAddr>) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let server = pki.server("gateway.test");
+        for (file, text) in [
+            ("gateway.pem", &server.certificate),
+            ("callers-ca.pem", &pki.certificate()),
+        ] {
+            tools::write(&folder.path().join(file), text, 0o644);
+        }
+        tools::write(&folder.path().join("gateway.key"), &server.key, 0o600);
+        tools::write(&folder.path().join("main.key"), APP_KEY, 0o600);
+        let orders =
+            format!("identities = [{ORDERS:?}]\naccounts = [\"*\"]\noperations = [\"*\"]\n");
+        let none = String::new;
+        Self {
+            folder,
+            upstream,
+            listener: none(),
+            kybio: none(),
+            orders,
+            more: none(),
+            level: "info",
+        }
+    }
+
+    pub fn path(&self, file: &str) -> PathBuf {
+        self.folder.path().join(file)
+    }
+
+    /// One more account, with its key file.
+    pub fn account(&mut self, name: &str, app_id: &str, key: &str) {
+        tools::write(&self.path(&format!("{name}.key")), key, 0o600);
+        let _ = write!(
+            self.more,
+            "[accounts.{name}]\nupstream = \"kybio\"\napp_id = {app_id:?}\napp_key_file = \"{name}.key\"\n"
+        );
+    }
+
+    /// Writes the configuration.
+    pub fn write(&self) -> PathBuf {
+        let Self {
+            listener,
+            kybio,
+            orders,
+            more,
+            level,
+            ..
+        } = self;
+        let resolve = self
+            .upstream
+            .map(|address| format!("resolve = [\"{address}\"]\n"))
+            .unwrap_or_default();
+        let text = format!(
+            "[listener]\naddress = \"127.0.0.1:0\"\ncertificate = \"gateway.pem\"\nprivate_key = \"gateway.key\"\nclient_ca = \"callers-ca.pem\"\nconnections_max = 2000\n{listener}\n\
+             [admin]\naddress = \"127.0.0.1:0\"\n\
+             [upstreams.kybio]\nbase_url = \"https://upstream.test/pospal-api2\"\nroots = \"callers-ca.pem\"\n{resolve}{kybio}\n\
+             [accounts.main]\nupstream = \"kybio\"\napp_id = \"{APP_ID}\"\napp_key_file = \"main.key\"\n\
+             [callers.orders]\n{orders}\n\
+             [log]\nlevel = \"{level}\"\n\
+             [runtime]\ndrain_delay = \"0s\"\ndrain_timeout = \"5s\"\n{more}"
+        );
+        let path = self.path("gateway.toml");
+        std::fs::write(&path, text).unwrap();
+        path
+    }
+
+    pub async fn start(self) -> Gateway {
+        Gateway::start(self, &[]).await
+    }
+}
+
+/// A running gateway.
+pub struct Gateway {
+    pub address: SocketAddr,
+    pub admin: SocketAddr,
+    pub setup: Setup,
+    child: Child,
+    printed: Arc<Mutex<Vec<String>>>,
+    lines: watch::Receiver<usize>,
+}
+
+impl Gateway {
+    pub async fn start(setup: Setup, flags: &[&str]) -> Self {
+        let mut command = tools::binary();
+        command
+            .arg("serve")
+            .arg("--config")
+            .arg(setup.write())
+            .args(flags);
+        let mut child = command
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let printed = Arc::new(Mutex::new(Vec::new()));
+        let (count, lines) = watch::channel(0);
+        let count = Arc::new(count);
+        collect(child.stderr.take().unwrap(), &printed, &count);
+        collect(child.stdout.take().unwrap(), &printed, &count);
+        let unknown = SocketAddr::from(([127, 0, 0, 1], 0));
+        let mut gateway = Self {
+            address: unknown,
+            admin: unknown,
+            setup,
+            child,
+            printed,
+            lines,
+        };
+        let listening = gateway.event(|event| event["message"] == "listening").await;
+        gateway.address = listening["address"].as_str().unwrap().parse().unwrap();
+        gateway.admin = listening["admin"].as_str().unwrap().parse().unwrap();
+        gateway
+    }
+
+    /// A client with the certificate of `orders`.
+    pub fn client(&self, pki: &Pki) -> Client {
+        self.client_with(pki, &pki.caller(ORDERS))
+    }
+
+    pub fn client_with(&self, pki: &Pki, pair: &Pair) -> Client {
+        Client::new(
+            self.address,
+            pki.client_config(Some(pair), &["http/1.1"], rustls::ALL_VERSIONS),
+        )
+    }
+
+    pub fn http2_client(&self, pki: &Pki) -> Client {
+        let pair = pki.caller(ORDERS);
+        Client::new(
+            self.address,
+            pki.client_config(Some(&pair), &["h2"], rustls::ALL_VERSIONS),
+        )
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// All lines so far, of both streams.
+    pub fn printed(&self) -> Vec<String> {
+        self.printed.lock().unwrap().clone()
+    }
+
+    /// Waits for a log line that is so.
+    pub async fn event(&self, wanted: impl Fn(&Value) -> bool) -> Value {
+        let mut lines = self.lines.clone();
+        let found = async {
+            loop {
+                lines.borrow_and_update();
+                let events = self.printed();
+                let mut events = events
+                    .iter()
+                    .filter_map(|line| serde_json::from_str::<Value>(line).ok());
+                if let Some(event) = events.find(|event| wanted(event)) {
+                    return event;
+                }
+                assert!(
+                    lines.changed().await.is_ok(),
+                    "it ended: {:#?}",
+                    self.printed()
+                );
+            }
+        };
+        match tokio::time::timeout(PATIENCE, found).await {
+            Ok(event) => event,
+            Err(_) => panic!("no such event: {:#?}", self.printed()),
+        }
+    }
+
+    /// The log line of one request.
+    pub async fn request_event(&self, id: &str) -> Value {
+        self.event(|event| event["request_id"] == id).await
+    }
+
+    pub async fn admin_get(&self, path: &str) -> (u16, String) {
+        super::client::get(self.admin, path).await
+    }
+
+    pub async fn metrics(&self) -> String {
+        self.admin_get("/metrics").await.1
+    }
+
+    /// The value of one series; 0 if it isn't there.
+    pub async fn metric(&self, series: &str) -> f64 {
+        let text = self.metrics().await;
+        let line = text
+            .lines()
+            .find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
+        line.map_or(0.0, |value| value.parse().unwrap())
+    }
+
+    pub fn signal(&self, name: &str) {
+        let pid = self.pid().to_string();
+        assert!(
+            tools::run(std::process::Command::new("kill").args(["-s", name, &pid]))
+                .status
+                .success()
+        );
+    }
+
+    /// Waits for its end.
+    pub async fn ended(&mut self) -> ExitStatus {
+        let mut lines = self.lines.clone();
+        let closed = async { while lines.changed().await.is_ok() {} };
+        assert!(
+            tokio::time::timeout(PATIENCE, closed).await.is_ok(),
+            "it ends in time: {:#?}",
+            self.printed()
+        );
+        self.child.wait().unwrap()
+    }
+}
+
+fn collect(
+    stream: impl std::io::Read + Send + 'static,
+    printed: &Arc<Mutex<Vec<String>>>,
+    count: &Arc<watch::Sender<usize>>,
+) {
+    let (printed, count) = (Arc::clone(printed), Arc::clone(count));
+    thread::spawn(move || {
+        for line in BufReader::new(stream).lines().map_while(Result::ok) {
+            printed.lock().unwrap().push(line);
+            count.send_modify(|count| *count += 1);
+        }
+    });
+}
+
+impl Drop for Gateway {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}

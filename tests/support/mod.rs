@@ -1,0 +1,15 @@
+//! What every test stands on: a throwaway CA, a scripted upstream that checks signatures by its own few lines, the gateway as a
+//! process of its own, and clients for HTTP/1.1 and HTTP/2. Nothing here uses the product's code.
+
+pub mod client;
+pub mod gateway;
+pub mod pki;
+pub mod tools;
+pub mod upstream;
+
+pub use client::Answer;
+pub use client::Client;
+pub use gateway::Gateway;
+pub use gateway::Setup;
+pub use pki::Pki;
+pub use upstream::Upstream;
