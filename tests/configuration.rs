@@ -142,6 +142,12 @@ const FAULTS: &[(&str, &str, &str, &[&str])] = &[
         &["write it as https://host"],
     ),
     (
+        "base_url = \"https://upstream.test/pospal-api2\"",
+        "base_url = \"http://127.0.0.1:1\"\nresolve = [\"192.0.2.1:80\"]",
+        "resolve = [",
+        &["upstreams.kybio.resolve: with http:// only this machine's own addresses are allowed"],
+    ),
+    (
         "roots = \"callers-ca.pem\"",
         "roots = \"sistem\"",
         "roots",

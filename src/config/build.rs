@@ -194,6 +194,17 @@ impl Builder<'_> {
             let (Some(name), Some(base_url), Some(roots)) = (parsed, base_url, roots) else {
                 continue;
             };
+            let elsewhere = checked
+                .addresses(&key("resolve"))
+                .iter()
+                .any(|address| !address.ip().is_loopback());
+            if !base_url.is_tls() && elsewhere {
+                self.fault_with_hint(
+                    &key("resolve"),
+                    "with http:// only this machine's own addresses are allowed",
+                    "use https://",
+                );
+            }
             upstreams.push(upstream::Settings {
                 name,
                 base_url,

@@ -17,6 +17,7 @@ use zeroize::Zeroizing;
 
 use crate::account::AppKey;
 use crate::account::KeyFault;
+use crate::config::environment;
 
 /// A PEM file is larger than this only by mistake.
 const PEM_BYTES_MAX: u64 = 16 * 1024 * 1024;
@@ -29,7 +30,11 @@ pub(super) fn app_key(path: &Path) -> Result<AppKey, KeyFault> {
     if !file.metadata().is_ok_and(|metadata| metadata.is_file()) {
         return Err(KeyFault::Unreadable);
     }
-    if !is_private(status.st_mode, status.st_gid) {
+    let credential =
+        environment::credentials_directory().is_some_and(|folder| path.starts_with(folder));
+    let private = is_private(status.st_mode, status.st_gid)
+        || (credential && is_from_systemd(status.st_mode, status.st_uid, status.st_gid));
+    if !private {
         return Err(KeyFault::Permissions);
     }
     // One byte more than a key may have, and room for the white space that is dropped.
@@ -48,6 +53,12 @@ fn is_private(mode: u32, group: u32) -> bool {
             || getgroups().is_ok_and(|groups| groups.iter().any(|ours| ours.as_raw() == group))
     };
     mode & 0o027 == 0 && (mode & 0o040 == 0 || ours())
+}
+
+/// Since version 254, systemd hands credentials over as root's, with an ACL for the service's user: what looks like the group's right
+/// to read is the ACL's mask (systemd issue 29435). The folder itself lets nobody else in.
+fn is_from_systemd(mode: u32, user: u32, group: u32) -> bool {
+    mode & 0o777 == 0o440 && user == 0 && group == 0
 }
 
 /// Others may read the file: worth a word for a TLS key.
@@ -121,8 +132,25 @@ fn read(path: &Path) -> Result<Vec<u8>, String> {
 
 #[cfg(test)]
 mod tests {
+    use super::is_from_systemd;
     use super::is_private;
     use rustix::process::getegid;
+
+    #[test]
+    fn credentials_as_systemd_hands_them_over_are_private() {
+        assert!(is_from_systemd(0o100_440, 0, 0));
+        for (mode, user, group) in [
+            (0o100_444, 0, 0),
+            (0o100_640, 0, 0),
+            (0o100_440, 1, 0),
+            (0o100_440, 0, 1),
+        ] {
+            assert!(
+                !is_from_systemd(mode, user, group),
+                "{mode:o} {user} {group}"
+            );
+        }
+    }
 
     #[test]
     fn a_key_file_is_private_or_its_groups() {

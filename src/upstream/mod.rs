@@ -113,10 +113,10 @@ impl BaseUrl {
         })
     }
 
-    /// Host and port, for logs.
+    /// Not plain text.
     #[must_use]
-    pub fn authority(&self) -> &str {
-        self.authority.to_str().unwrap_or_default()
+    pub fn is_tls(&self) -> bool {
+        self.tls
     }
 }
 
