@@ -30,6 +30,9 @@ mod samples; // the documented calls, end to end to the stand-in host
 mod keys; // S2: a bad key file disables its account alone
 mod secrets; // S1: nothing that comes out holds a key or a signature
 
+// Feel
+mod demo; // F1: one command to a signed call in front of your eyes
+
 // Operation
 mod configuration; // faults are told all at once, with their places
 mod drain; // an orderly end

@@ -1,6 +1,7 @@
 //! The command line: one file for each subcommand.
 
 mod check;
+mod demo;
 mod health;
 mod pki;
 mod reference;
@@ -31,6 +32,8 @@ pub struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Show the whole line on this machine: certificates, a stand-in host, the gateway, a tour of calls
+    Demo(demo::Arguments),
     /// Serve until SIGTERM or SIGINT
     Serve(Configured),
     /// Report every fault of the configuration; exit 78 if there is one
@@ -79,6 +82,7 @@ impl Arguments {
     #[must_use]
     pub fn run(self) -> ExitCode {
         let ended = match self.command {
+            Command::Demo(arguments) => demo::run(&arguments),
             Command::Serve(configured) => serve::run(&configured),
             Command::Check(configured) => check::run(&configured),
             Command::Health(configured) => health::run(&configured),

@@ -51,11 +51,13 @@ use std::sync::Arc;
 use std::sync::Mutex;
 
 use bytes::Bytes;
+use http::HeaderMap;
 use http::Method;
 use http::Request;
 use http::Response;
 use http::StatusCode;
 use tokio::net::TcpListener;
+use tokio::sync::mpsc;
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
@@ -107,6 +109,18 @@ pub struct Simulator {
     shops: BTreeMap<String, Mutex<Shop>>,
     chain: Chain,
     clock: Clock,
+    watcher: Option<mpsc::Sender<Seen>>,
+}
+
+/// A request as it arrived, for whoever watches.
+#[derive(Debug)]
+pub struct Seen {
+    /// The request's target.
+    pub target: String,
+    /// All header fields; the signature is among them.
+    pub headers: HeaderMap,
+    /// The exact bytes.
+    pub body: Bytes,
 }
 
 impl Simulator {
@@ -135,6 +149,27 @@ impl Simulator {
                 quota: Mutex::new(quota),
             },
             clock,
+            watcher: None,
+        }
+    }
+
+    /// Shows each request that arrives to `watcher`; what it has no room for it doesn't see.
+    #[must_use]
+    pub fn watched(self, watcher: mpsc::Sender<Seen>) -> Self {
+        Self {
+            watcher: Some(watcher),
+            ..self
+        }
+    }
+
+    fn show(&self, request: &Request<Bytes>) {
+        if let Some(watcher) = &self.watcher {
+            // To watch is to look on: it never holds up an answer.
+            let _ = watcher.try_send(Seen {
+                target: request.uri().to_string(),
+                headers: request.headers().clone(),
+                body: request.body().clone(),
+            });
         }
     }
 
@@ -152,6 +187,7 @@ impl Simulator {
     /// Answers one request, whole. Does no IO but for one log line, which has neither key nor signature nor body.
     #[must_use]
     pub fn answer(&self, request: &Request<Bytes>) -> Response<Bytes> {
+        self.show(request);
         let name = protocol::operation_name(request.uri().path());
         let Some(operation) = name.and_then(|name| Operation::find(&name)) else {
             return protocol::infrastructure(StatusCode::NOT_FOUND, "no such method\n");

@@ -1,0 +1,86 @@
+//! `demo`: the whole line on this machine, in front of your eyes: throwaway certificates, a stand-in host, the gateway, and a tour of
+//! calls through it.
+
+mod caller;
+mod paper;
+mod scene;
+mod tour;
+
+use std::process::ExitCode;
+use std::thread;
+
+use anyhow::Context;
+use clap::Args;
+use tokio::runtime;
+use tokio_util::sync::CancellationToken;
+
+use crate::cli::demo::paper::Paper;
+use crate::cli::demo::scene::Scene;
+use crate::cli::serve::ended_by_signal;
+use crate::clock::Clock;
+use crate::config::environment;
+use crate::observe::log;
+use crate::server::Server;
+use crate::stop::Stop;
+
+/// How long it stays.
+#[derive(Args, Debug)]
+pub(super) struct Arguments {
+    /// End after the tour, with exit code 0 if all went as it should and 1 if not
+    #[arg(long)]
+    once: bool,
+}
+
+pub(super) fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
+    let runtime = runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    runtime.block_on(show(arguments.once))
+}
+
+async fn show(once: bool) -> anyhow::Result<ExitCode> {
+    let mut paper = Paper::new();
+    paper.title("kybio-gateway: a tour on this machine alone")?;
+    let (scene, stand_in) = Scene::set(Clock::system()).await?;
+    let config = scene.config()?;
+    let stop = Stop::default();
+    let server = Server::bind(config, Clock::system(), stop.clone())?;
+    let (address, admin) = (server.address()?, server.admin_address()?);
+    let serving = thread::Builder::new()
+        .name("gateway".to_owned())
+        .spawn(move || server.run(async {}))?;
+    let hosting = CancellationToken::new();
+    let host = tokio::spawn(stand_in.serve(hosting.clone()));
+
+    paper.line(&format!("stand-in host   https://{}   not KYBIO: it checks signatures by itself, and forgets all at the end", scene.host_address))?;
+    paper.line(&format!(
+        "gateway         https://localhost:{}   mTLS",
+        address.port()
+    ))?;
+    paper.line(&format!("metrics         http://{admin}/metrics"))?;
+    paper.line(&format!("files           {}", scene.folder().display()))?;
+
+    let toured = tokio::select! {
+        toured = tour::take(&mut paper, &scene, address, admin) => toured,
+        () = ended_by_signal() => Err(anyhow::anyhow!("ended before the tour was over")),
+    };
+    if let (Ok(()), false) = (&toured, once) {
+        let settings = log::Settings {
+            format: log::Format::Human,
+            level: log::Level::Info,
+            plain: environment::no_color(),
+        };
+        let _log = tracing::subscriber::set_global_default(log::subscriber(&settings));
+        // The log goes first: what is pasted is to be seen.
+        paper.curl(scene.folder(), address)?;
+        ended_by_signal().await;
+    }
+    stop.draining.cancel();
+    let ended = tokio::task::spawn_blocking(move || serving.join()).await?;
+    hosting.cancel();
+    host.await?;
+    ended
+        .map_err(|_| anyhow::anyhow!("the gateway panicked"))?
+        .context("the gateway")?;
+    toured.map(|()| ExitCode::SUCCESS)
+}
