@@ -109,3 +109,43 @@ fn no_test_is_skipped_and_none_waits_for_a_while() {
     }
     assert!(files > 10);
 }
+
+/// Every code that the gateway can answer with is explained, and none that it can't.
+#[test]
+fn the_page_of_answers_has_every_code() {
+    let page = std::fs::read_to_string(tools::root().join("docs/answers.md")).unwrap();
+    let code = std::fs::read_to_string(tools::root().join("src/proxy/respond.rs")).unwrap();
+    let is_code = |word: &&str| {
+        word.contains(|c: char| c.is_ascii_lowercase())
+            && word.chars().all(|c| c.is_ascii_lowercase() || c == '-')
+    };
+    let documented: Vec<_> = page
+        .lines()
+        .filter_map(|line| line.strip_prefix("| `")?.split_once('`'))
+        .map(|(code, _)| code)
+        .filter(is_code)
+        .collect();
+    let outcomes = ["done", "rejected", "not-sent", "unknown"];
+    let documented: Vec<_> = documented
+        .into_iter()
+        .filter(|code| !outcomes.contains(code))
+        .collect();
+    assert!(documented.len() > 25, "{documented:?}");
+    for code_word in &documented {
+        assert!(
+            code.contains(&format!("\"{code_word}\"")),
+            "{code_word} isn't used any more"
+        );
+    }
+    let told = code.split("fn identity(").nth(1).unwrap();
+    let quoted = told
+        .split('"')
+        .skip(1)
+        .step_by(2)
+        .filter(|word| is_code(word) && word.contains('-'));
+    let used: Vec<_> = quoted.collect();
+    assert!(used.len() > 25, "{used:?}");
+    for word in used {
+        assert!(documented.contains(&word), "{word} isn't explained");
+    }
+}
