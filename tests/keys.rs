@@ -102,6 +102,29 @@ async fn the_operator_can_want_none_of_it() {
     }
 }
 
+#[test]
+fn a_pipe_in_the_place_of_a_key_file_is_not_waited_for() {
+    let pki = Pki::new();
+    let setup = Setup::new(&pki, None);
+    std::fs::remove_file(setup.path("main.key")).unwrap();
+    assert!(
+        tools::run(std::process::Command::new("mkfifo").arg(setup.path("main.key")))
+            .status
+            .success()
+    );
+    let output = tools::run(
+        tools::binary()
+            .args(["check", "--config"])
+            .arg(setup.write()),
+    );
+    assert_eq!(output.status.code(), Some(78));
+    assert!(
+        tools::stderr(&output).contains("accounts.main.app_key_file"),
+        "{}",
+        tools::stderr(&output)
+    );
+}
+
 #[tokio::test]
 async fn a_gateway_without_any_usable_key_is_not_ready() {
     let pki = Pki::new();

@@ -2,8 +2,10 @@
 
 use std::fs::File;
 use std::io::Read;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
+use rustix::fs::OFlags;
 use rustix::fs::fstat;
 use rustix::process::getegid;
 use rustix::process::getgroups;
@@ -24,8 +26,13 @@ const PEM_BYTES_MAX: u64 = 16 * 1024 * 1024;
 
 /// Reads a key file: regular, not open to others, with one key in it.
 pub(super) fn app_key(path: &Path) -> Result<AppKey, KeyFault> {
-    // What is checked is what is read: the open file, not its name.
-    let file = File::open(path).map_err(|_| KeyFault::Unreadable)?;
+    // What is checked is what is read: the open file, not its name. A pipe of that name isn't waited for.
+    let nonblocking = OFlags::NONBLOCK.bits().cast_signed();
+    let opened = File::options()
+        .read(true)
+        .custom_flags(nonblocking)
+        .open(path);
+    let file = opened.map_err(|_| KeyFault::Unreadable)?;
     let status = fstat(&file).map_err(|_| KeyFault::Unreadable)?;
     if !file.metadata().is_ok_and(|metadata| metadata.is_file()) {
         return Err(KeyFault::Unreadable);
