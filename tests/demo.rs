@@ -34,6 +34,33 @@ fn the_tour_shows_the_documented_call_and_ends_with_0() {
 }
 
 #[test]
+fn there_is_colour_on_a_terminal_unless_it_is_not_wanted() {
+    // `script` gives the program a terminal of its own.
+    let on_a_terminal = |variables: &str| {
+        let command = format!(
+            "env -i TERM=xterm-256color {variables} {} demo --once",
+            env!("CARGO_BIN_EXE_kybio-gateway")
+        );
+        tools::stdout(&tools::run(Command::new("script").args([
+            "--quiet",
+            "--return",
+            "--command",
+            &command,
+            "/dev/null",
+        ])))
+    };
+    let (coloured, plain) = (on_a_terminal(""), on_a_terminal("NO_COLOR=1"));
+    assert!(
+        coloured.contains("\u{1b}[") && coloured.contains("\"status\":\"success\""),
+        "{coloured}"
+    );
+    assert!(
+        !plain.contains('\u{1b}') && plain.contains("\"status\":\"success\""),
+        "{plain}"
+    );
+}
+
+#[test]
 fn it_goes_on_serving_for_the_printed_curl_line_and_leaves_nothing_behind() {
     let mut child = tools::binary()
         .arg("demo")

@@ -1,6 +1,6 @@
 //! What operators see: metrics that Prometheus' own tools accept, one log line for each request, health.
 
-use std::io::Write;
+use std::io::{BufRead, BufReader, Read, Write};
 use std::process::{Command, Stdio};
 
 use crate::support::upstream::{Act, SUCCESS};
@@ -181,30 +181,62 @@ async fn each_request_has_one_line_in_the_log_as_json() {
     assert_eq!(lines, 1);
 }
 
-#[tokio::test]
-async fn the_log_can_be_for_people() {
+#[test]
+fn the_log_can_be_for_people_and_the_descriptor_limit_is_raised() {
     let pki = Pki::new();
-    let upstream = Upstream::start(&pki).await;
-    let setup = Setup::new(&pki, Some(upstream.address));
-    let output = tools::run(
-        tools::binary()
-            .args([
-                "serve",
-                "--set",
-                "log.format=human",
-                "--set",
-                "listener.connections_max=900000000",
-                "--config",
-            ])
-            .arg(setup.write()),
-    );
-    // Out of bounds: the fault is told in words, whatever the format.
-    assert_eq!(output.status.code(), Some(78));
+    let setup = Setup::new(&pki, None);
+    let config = setup.write();
+    // A soft limit as shells have it by default, or lower.
+    let script = "ulimit -Sn 300 && exec \"$0\" serve --set log.format=human --config \"$1\"";
+    let mut child = Command::new("sh")
+        .args(["-c", script, env!("CARGO_BIN_EXE_kybio-gateway")])
+        .arg(config)
+        .stderr(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut log = BufReader::new(child.stderr.take().unwrap());
+    let mut line = String::new();
+    log.read_line(&mut line).unwrap();
     assert!(
-        tools::stderr(&output).contains("listener.connections_max: 900000000 isn't between"),
-        "{}",
-        tools::stderr(&output)
+        line.contains(" INFO listening version=") && !line.starts_with('{'),
+        "{line}"
     );
+    assert!(
+        !line.contains('\u{1b}'),
+        "no colour where it isn't a terminal"
+    );
+    let limits = std::fs::read_to_string(format!("/proc/{}/limits", child.id())).unwrap();
+    let open_files: Vec<_> = limits
+        .lines()
+        .find(|line| line.starts_with("Max open files"))
+        .unwrap()
+        .split_whitespace()
+        .collect();
+    assert_eq!(
+        open_files[3], open_files[4],
+        "soft and hard: {open_files:?}"
+    );
+    assert!(
+        tools::run(Command::new("kill").arg(child.id().to_string()))
+            .status
+            .success()
+    );
+    let mut rest = String::new();
+    log.read_to_string(&mut rest).unwrap();
+    assert!(
+        rest.contains("asked to end") && rest.contains("ended"),
+        "{rest}"
+    );
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+    let mut output = String::new();
+    child
+        .stdout
+        .take()
+        .unwrap()
+        .read_to_string(&mut output)
+        .unwrap();
+    assert_eq!(output, "", "serve prints nothing to standard output");
 }
 
 #[tokio::test]
