@@ -1,5 +1,6 @@
 //! The caller's body: read whole under a limit and a deadline, checked, and given its `appId`. No byte of it is changed.
 
+mod key;
 pub mod scan;
 
 use bytes::Bytes;
