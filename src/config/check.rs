@@ -9,30 +9,20 @@ use std::time::Duration;
 
 use figment::value::Dict;
 use figment::value::Value;
-use toml_edit::ImDocument;
-use toml_edit::Item;
 
-use crate::config::environment;
 use crate::config::fault::Fault;
 use crate::config::fault::Place;
 use crate::config::keys::Fallback;
 use crate::config::keys::KEYS;
 use crate::config::keys::Key;
-use crate::config::keys::Kind;
 use crate::config::layers::Layers;
 use crate::config::layers::Origin;
-
-/// A value of the kind that the table asks for.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Data {
-    Duration(Duration),
-    Integer(i64),
-    Boolean(bool),
-    Text(String),
-    Texts(Vec<String>),
-    Address(SocketAddr),
-    Addresses(Vec<SocketAddr>),
-}
+use crate::config::value::Data;
+use crate::config::value::describe;
+use crate::config::value::from_text;
+use crate::config::value::from_toml;
+use crate::config::value::from_value;
+use crate::config::value::resolve;
 
 /// All values, the defaults among them, by their path.
 pub(super) struct Checked<'a> {
@@ -371,203 +361,4 @@ pub(super) fn dotted(path: &[String]) -> String {
         })
         .collect::<Vec<_>>()
         .join(".")
-}
-
-fn describe(value: &Value) -> String {
-    match value {
-        Value::String(_, text) => format!("the text {text:?}"),
-        Value::Char(_, character) => format!("the text \"{character}\""),
-        Value::Bool(_, value) => format!("{value}"),
-        Value::Num(_, number) => number.to_i128().map_or_else(
-            || "a number".to_owned(),
-            |number| format!("the number {number}"),
-        ),
-        Value::Empty(..) => "nothing".to_owned(),
-        Value::Dict(..) => "a table".to_owned(),
-        Value::Array(..) => "a list".to_owned(),
-    }
-}
-
-/// What a default or an environment variable says, whose text is in the spelling of a file or plain.
-fn from_toml(key: &Key, text: &str) -> Result<Data, String> {
-    let document =
-        ImDocument::parse(format!("value = {text}")).map_err(|error| error.message().to_owned())?;
-    match document.get("value") {
-        Some(Item::Value(toml_edit::Value::Array(items))) => {
-            let texts = items
-                .iter()
-                .map(|item| item.as_str().map(str::to_owned))
-                .collect::<Option<Vec<_>>>();
-            list(key, texts.ok_or("a list of texts is wanted")?)
-        }
-        Some(Item::Value(toml_edit::Value::String(text))) => from_text(key, text.value()),
-        _ => from_text(key, text),
-    }
-}
-
-/// A plain text, as the environment and flags have it.
-fn from_text(key: &Key, text: &str) -> Result<Data, String> {
-    match key.kind {
-        Kind::Integer(min, max) => {
-            let number = text
-                .trim()
-                .parse::<i64>()
-                .map_err(|_| format!("a whole number is wanted, but {text:?} was found"))?;
-            integer(number, min, max)
-        }
-        Kind::Boolean => text
-            .trim()
-            .parse()
-            .map(Data::Boolean)
-            .map_err(|_| format!("true or false is wanted, but {text:?} was found")),
-        Kind::Addresses | Kind::Texts | Kind::Files if text.trim_start().starts_with('[') => {
-            from_toml(key, text)
-        }
-        Kind::Addresses | Kind::Texts | Kind::Files => list(
-            key,
-            text.split(',').map(|item| item.trim().to_owned()).collect(),
-        ),
-        Kind::Duration(min, max) => duration(text, min, max),
-        Kind::Choice(words) => choice(text, words),
-        Kind::Address => address(text).map(Data::Address),
-        Kind::Text | Kind::File | Kind::Roots => Ok(Data::Text(text.to_owned())),
-    }
-}
-
-fn from_value(key: &Key, value: &Value) -> Result<Data, String> {
-    match (key.kind, value) {
-        (Kind::Integer(min, max), Value::Num(_, number)) => {
-            let number = number
-                .to_i128()
-                .and_then(|number| i64::try_from(number).ok())
-                .ok_or("a whole number is wanted, but another number was found")?;
-            integer(number, min, max)
-        }
-        (Kind::Boolean, Value::Bool(_, value)) => Ok(Data::Boolean(*value)),
-        (Kind::Duration(..), Value::Num(..)) => {
-            Err("a duration is wanted, in quotes and with its unit, such as \"5s\"".to_owned())
-        }
-        (
-            Kind::Duration(..)
-            | Kind::Choice(_)
-            | Kind::Address
-            | Kind::Text
-            | Kind::File
-            | Kind::Roots,
-            Value::String(_, text),
-        ) => from_text(key, text),
-        (Kind::Addresses | Kind::Texts | Kind::Files, Value::Array(_, items)) => {
-            let texts = items
-                .iter()
-                .map(|item| item.as_str().map(str::to_owned))
-                .collect::<Option<Vec<_>>>();
-            list(
-                key,
-                texts.ok_or("a list of texts is wanted, but one of its items is something else")?,
-            )
-        }
-        (kind, value) => {
-            let wanted = match kind {
-                Kind::Integer(..) => "a whole number",
-                Kind::Boolean => "true or false, without quotes,",
-                Kind::Duration(..) => "a duration such as \"5s\"",
-                Kind::Choice(_) | Kind::Text | Kind::File | Kind::Roots => "a text in quotes",
-                Kind::Address => "a text such as \"127.0.0.1:8443\"",
-                Kind::Addresses | Kind::Texts | Kind::Files => "a list of texts",
-            };
-            Err(format!(
-                "{wanted} is wanted, but {} was found",
-                describe(value)
-            ))
-        }
-    }
-}
-
-fn list(key: &Key, texts: Vec<String>) -> Result<Data, String> {
-    match key.kind {
-        Kind::Addresses => Ok(Data::Addresses(
-            texts
-                .iter()
-                .map(|text| address(text))
-                .collect::<Result<_, _>>()?,
-        )),
-        Kind::Texts | Kind::Files => Ok(Data::Texts(texts)),
-        _ => Err("one value is wanted, but a list was found".to_owned()),
-    }
-}
-
-fn integer(number: i64, min: i64, max: i64) -> Result<Data, String> {
-    if (min..=max).contains(&number) {
-        Ok(Data::Integer(number))
-    } else {
-        Err(format!("{number} isn't between {min} and {max}"))
-    }
-}
-
-fn duration(text: &str, min: Duration, max: Duration) -> Result<Data, String> {
-    let duration = humantime::parse_duration(text).map_err(|_| {
-        format!("a duration such as \"5s\", \"500ms\" or \"10m\" is wanted, but {text:?} was found")
-    })?;
-    let name = humantime::format_duration;
-    if (min..=max).contains(&duration) {
-        Ok(Data::Duration(duration))
-    } else {
-        Err(format!(
-            "{text:?} isn't between {} and {}",
-            name(min),
-            name(max)
-        ))
-    }
-}
-
-fn choice(text: &str, words: &[&str]) -> Result<Data, String> {
-    if words.contains(&text) {
-        return Ok(Data::Text(text.to_owned()));
-    }
-    let words = words
-        .iter()
-        .map(|word| format!("{word:?}"))
-        .collect::<Vec<_>>()
-        .join(", ");
-    Err(format!("one of {words} is wanted, but {text:?} was found"))
-}
-
-fn address(text: &str) -> Result<SocketAddr, String> {
-    text.parse().map_err(|_| {
-        format!(
-            "an address with its port is wanted, such as \"127.0.0.1:8443\", but {text:?} was found"
-        )
-    })
-}
-
-/// Makes paths of files absolute, or relative to where the process is.
-fn resolve(kind: Kind, data: Data, folder: &Path) -> Result<Data, String> {
-    match (kind, data) {
-        (Kind::Roots, Data::Text(word)) if word == "system" || word == "bundled" => {
-            Ok(Data::Text(word))
-        }
-        (Kind::File | Kind::Roots, Data::Text(text)) => Ok(Data::Text(file(&text, folder)?)),
-        (Kind::Files, Data::Texts(texts)) => Ok(Data::Texts(
-            texts
-                .iter()
-                .map(|text| file(text, folder))
-                .collect::<Result<_, _>>()?,
-        )),
-        (_, data) => Ok(data),
-    }
-}
-
-/// A file's path, relative to the one that names it; `$CREDENTIALS_DIRECTORY/` is where systemd puts credentials.
-fn file(text: &str, folder: &Path) -> Result<String, String> {
-    let path = match text.strip_prefix("$CREDENTIALS_DIRECTORY/") {
-        Some(rest) => environment::credentials_directory()
-            .ok_or(
-                "CREDENTIALS_DIRECTORY isn't set: systemd sets it where LoadCredential= is used",
-            )?
-            .join(rest),
-        None => folder.join(text),
-    };
-    path.into_os_string()
-        .into_string()
-        .map_err(|_| "the path isn't UTF-8".to_owned())
 }

@@ -8,6 +8,7 @@ pub mod fault;
 mod files;
 pub mod keys;
 mod layers;
+mod value;
 
 use std::net::SocketAddr;
 use std::path::Path;
