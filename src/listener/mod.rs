@@ -24,6 +24,7 @@ use hyper::service::service_fn;
 use hyper_util::rt::TokioExecutor;
 use hyper_util::rt::TokioIo;
 use hyper_util::rt::TokioTimer;
+use hyper_util::server::graceful::GracefulConnection;
 use prometheus::IntGauge;
 use rustls::ServerConfig;
 use tokio::net::TcpListener;
@@ -35,6 +36,7 @@ use tokio::time::sleep_until;
 use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
+use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::clock::Clock;
@@ -281,13 +283,8 @@ impl Listener {
                 .max_pending_accept_reset_streams(PENDING_RESETS_MAX)
                 .max_local_error_reset_streams(LOCAL_RESETS_MAX)
                 .serve_connection(io, service);
-            let mut connection = std::pin::pin!(connection);
-            tokio::select! {
-                _ = connection.as_mut() => return,
-                // HTTP/2 callers are told at once (GOAWAY), and go elsewhere while what they asked is answered.
-                () = leave(age_ends, &stop, &stop.draining) => connection.as_mut().graceful_shutdown(),
-            }
-            finish(connection, &stop).await;
+            // HTTP/2 callers are told at once (GOAWAY), and go elsewhere while what they asked is answered.
+            drive(connection, age_ends, &stop.draining, &stop).await;
         } else {
             let connection = http1::Builder::new()
                 // The guard has the clock for heads. `pipeline_flush` stays off: it costs a tenth.
@@ -295,13 +292,8 @@ impl Listener {
                 .max_buf_size(HEADERS_BYTES_MAX)
                 .writev(false)
                 .serve_connection(io, service);
-            let mut connection = std::pin::pin!(connection);
-            tokio::select! {
-                _ = connection.as_mut() => return,
-                // HTTP/1 callers were asked to leave with each answer since `draining`; what is idle now may be closed.
-                () = leave(age_ends, &stop, &stop.closing) => connection.as_mut().graceful_shutdown(),
-            }
-            finish(connection, &stop).await;
+            // HTTP/1 callers were asked to leave with each answer since `draining`; what is idle now may be closed.
+            drive(connection, age_ends, &stop.closing, &stop).await;
         }
     }
 
@@ -316,15 +308,20 @@ impl Listener {
     }
 }
 
-async fn leave(age_ends: Instant, stop: &Stop, step: &tokio_util::sync::CancellationToken) {
+/// Serves a connection until it ends by itself, or asks it to end at its age or at a step of the stop; then to its end, or the cut.
+async fn drive(
+    connection: impl GracefulConnection,
+    age_ends: Instant,
+    step: &CancellationToken,
+    stop: &Stop,
+) {
+    let mut connection = std::pin::pin!(connection);
     tokio::select! {
+        _ = connection.as_mut() => return,
         () = sleep_until(age_ends) => {}
         () = step.cancelled() => {}
-        () = stop.closing.cancelled() => {}
     }
-}
-
-async fn finish<E>(connection: impl Future<Output = Result<(), E>>, stop: &Stop) {
+    connection.as_mut().graceful_shutdown();
     tokio::select! {
         _ = connection => {}
         () = stop.cut.cancelled() => {}
