@@ -150,3 +150,142 @@ fn request(pool: &Pool, call: &Call<'_>) -> Request<Full<Bytes>> {
     headers.insert("data-signature", signature);
     request
 }
+
+#[cfg(test)]
+mod tests {
+    use super::Call;
+    use super::send;
+    use crate::account::AppId;
+    use crate::account::AppKey;
+    use crate::clock::Clock;
+    use crate::name::UpstreamName;
+    use crate::observe::metrics::Metrics;
+    use crate::operation::OperationName;
+    use crate::payload;
+    use crate::sign::SignedBody;
+    use crate::sign::sign;
+    use crate::upstream::BaseUrl;
+    use crate::upstream::Settings;
+    use crate::upstream::Upstream;
+    use crate::upstream::pool::Pool;
+    use bytes::Bytes;
+    use rustls::RootCertStore;
+    use std::io::Read;
+    use std::io::Write;
+    use std::net::SocketAddr;
+    use std::net::TcpListener;
+    use std::net::TcpStream;
+    use std::sync::Arc;
+    use std::sync::mpsc;
+    use std::thread;
+    use std::time::Duration;
+    use tokio_util::task::TaskTracker;
+    use zeroize::Zeroizing;
+
+    const REPLY: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-length: 20\r\n\r\n{\"status\":\"success\"}";
+
+    const BODY: &str = "{\"status\":\"success\"}";
+
+    /// A host that answers one request on each connection with these bytes, and then hands the connection over.
+    fn host(reply: &'static [u8]) -> (SocketAddr, mpsc::Receiver<TcpStream>) {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let address = listener.local_addr().expect("bound");
+        let (hand_over, connections) = mpsc::channel();
+        thread::spawn(move || {
+            for stream in listener.incoming() {
+                let mut stream = stream.expect("accepted");
+                let mut request = Vec::new();
+                while !request.ends_with(b"{\"appId\":\"a\"}") {
+                    let mut chunk = [0; 1_024];
+                    let count = stream.read(&mut chunk).expect("readable");
+                    request.extend_from_slice(&chunk[..count]);
+                }
+                stream.write_all(reply).expect("writable");
+                if hand_over.send(stream).is_err() {
+                    return;
+                }
+            }
+        });
+        (address, connections)
+    }
+
+    fn pool(address: SocketAddr) -> Pool {
+        let settings = Settings {
+            name: UpstreamName::new("kybio").expect("a name"),
+            base_url: BaseUrl::parse(&format!("http://{address}")).expect("a URL"),
+            roots: Arc::new(RootCertStore::empty()),
+            resolve: Vec::new(),
+            connect_timeout: Duration::from_secs(5),
+            attempt_timeout: Duration::from_secs(5),
+            total_timeout: Duration::from_secs(5),
+            idle_timeout: Duration::from_secs(60),
+            connection_age_max: Duration::from_secs(60),
+            connections_max: 4,
+            reply_bytes_max: 1_024,
+        };
+        let upstream = Upstream::new(settings, &Metrics::new([])).expect("plain");
+        Pool::new(Arc::new(upstream), Clock::system(), TaskTracker::new())
+    }
+
+    fn signed() -> SignedBody {
+        let draft = payload::check(Bytes::new()).expect("empty");
+        let payload = draft
+            .address(&AppId::new("a").expect("an appId"))
+            .expect("none");
+        sign(
+            &payload,
+            &AppKey::new(&Zeroizing::new(b"key".to_vec())).expect("a key"),
+        )
+    }
+
+    async fn call(pool: &Pool) -> Result<Bytes, super::Error> {
+        let operation = OperationName::new("a/b").expect("a name");
+        let clock = Clock::system();
+        let signed = signed();
+        let call = Call {
+            operation: &operation,
+            signed: &signed,
+            stamp: clock.stamp(),
+        };
+        let deadline = clock.now() + Duration::from_secs(5);
+        send(pool, &call, deadline).await.map(|answer| answer.body)
+    }
+
+    /// Nothing is awaited between the host's close and the next call, so that the connection's driver can't have seen it.
+    #[tokio::test]
+    async fn a_connection_that_was_closed_a_moment_ago_is_not_used_again() {
+        let (address, connections) = host(REPLY);
+        let pool = pool(address);
+        assert_eq!(call(&pool).await.expect("the first"), BODY);
+        drop(connections.recv().expect("the first connection"));
+        assert_eq!(call(&pool).await.expect("on a new connection"), BODY);
+    }
+
+    /// Bytes that nobody asked for would be taken for the answer to the next call: another caller's, maybe.
+    #[tokio::test]
+    async fn a_connection_with_bytes_that_nobody_asked_for_is_not_used_again() {
+        let (address, connections) = host(REPLY);
+        let pool = pool(address);
+        assert_eq!(call(&pool).await.expect("the first"), BODY);
+        let mut first = connections.recv().expect("the first connection");
+        first
+            .write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}")
+            .expect("writable");
+        assert_eq!(call(&pool).await.expect("on a new connection"), BODY);
+    }
+
+    #[tokio::test]
+    async fn an_answer_that_came_with_more_than_one_reply_is_not_followed_by_the_rest() {
+        const TWO: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-length: 20\r\n\r\n{\"status\":\"success\"}HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}";
+        let (address, connections) = host(TWO);
+        let pool = pool(address);
+        for _ in 0..3 {
+            assert_eq!(call(&pool).await.expect("its own answer"), BODY);
+        }
+        assert_eq!(
+            connections.try_iter().count(),
+            3,
+            "each on a connection of its own"
+        );
+    }
+}
