@@ -280,7 +280,7 @@ async fn the_header_names_the_account_and_each_is_signed_with_its_own_key() {
             ),
             (200, name)
         );
-        let seen = upstream.seen().pop().unwrap();
+        let seen = upstream.last();
         assert_eq!(seen.text(), format!("{{\"appId\":\"{app_id}\",\"a\":1}}"));
         assert!(seen.is_signed_with(key));
     }
@@ -340,13 +340,7 @@ async fn the_bodys_app_id_chooses_among_the_granted_accounts_where_configured() 
         with("STORE1").await.header("kybio-gateway-account"),
         "store-1"
     );
-    assert!(
-        upstream
-            .seen()
-            .pop()
-            .unwrap()
-            .is_signed_with("key-of-store-1")
-    );
+    assert!(upstream.last().is_signed_with("key-of-store-1"));
     assert_eq!(with(APP_ID).await.header("kybio-gateway-account"), "main");
     assert_eq!(
         client

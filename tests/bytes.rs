@@ -58,7 +58,7 @@ async fn app_id_is_put_in_first_and_nothing_else_changes() {
             "done",
             "{body}: {answer:?}"
         );
-        let seen = upstream.seen().pop().expect("it arrived");
+        let seen = upstream.last();
         assert_eq!(seen.text(), expected);
         assert!(seen.is_signed_with(APP_KEY), "{body}");
     }
@@ -87,7 +87,7 @@ async fn the_shared_vectors_are_signed_as_they_say() {
             client
                 .call("customerOpenApi/queryByUid", body.to_owned())
                 .await;
-            let seen = upstream.seen().pop().expect("it arrived");
+            let seen = upstream.last();
             assert_eq!(
                 seen.header("data-signature"),
                 vector["data_signature"],
@@ -133,7 +133,7 @@ async fn generated_bodies_come_through_byte_for_byte_with_a_signature_that_md5su
         } else {
             ","
         };
-        let seen = upstream.seen().pop().unwrap();
+        let seen = upstream.last();
         assert_eq!(
             seen.text(),
             format!("{{\"appId\":\"{APP_ID}\"{comma}{members}}}")

@@ -105,13 +105,7 @@ async fn each_call_carries_a_stamp_of_its_own_time_in_milliseconds() {
     let mut before = now();
     for _ in 0..3 {
         client.call("customerOpenApi/add", "{}").await;
-        let stamp: u64 = upstream
-            .seen()
-            .pop()
-            .unwrap()
-            .header("time-stamp")
-            .parse()
-            .unwrap();
+        let stamp: u64 = upstream.last().header("time-stamp").parse().unwrap();
         assert!((before..=now()).contains(&stamp), "{stamp}");
         // The next one is later by at least one millisecond.
         while now() <= stamp {

@@ -187,6 +187,16 @@ impl Upstream {
         self.journal.lock().unwrap().clone()
     }
 
+    /// The latest request that arrived.
+    pub fn last(&self) -> Seen {
+        self.journal
+            .lock()
+            .unwrap()
+            .last()
+            .expect("something arrived")
+            .clone()
+    }
+
     /// The only request that arrived.
     pub fn only(&self) -> Seen {
         let seen = self.seen();
