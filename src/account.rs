@@ -59,13 +59,19 @@ impl AppId {
 }
 
 /// The secret half, as the state of an MD5 that has read it: `appKey` comes first in what is signed (contract, section 1), so
-/// the text itself isn't needed again and isn't kept. No `Clone`, `Display` or `Serialize`; wiped on drop.
+/// the text itself isn't needed again. The state is as secret as the text: MD5 keeps what hasn't filled a block of 64 bytes as it is. No `Clone`, `Display` or `Serialize`; wiped on drop.
 pub struct AppKey(Md5);
 
 /// Why a key file's content can't be used. Says nothing of the content.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum KeyFault {
-    /// No file, or one that can't be read.
+    /// No file of that name.
+    #[error("there is no such key file")]
+    Missing,
+    /// The process isn't allowed to.
+    #[error("the process may not read the key file")]
+    Forbidden,
+    /// Not a file, or one that can't be read.
     #[error("the key file can't be read")]
     Unreadable,
     /// Others may read or write it.

@@ -5,14 +5,18 @@ use std::borrow::Cow;
 /// Whether a forgiving server might bind this key to `appId`: letter case folded, and spaces, control and invisible characters,
 /// `_` and `-` dropped.
 pub(super) fn reads_as_app_id(key: &str, escaped: bool) -> bool {
-    // Six escapes of five letters, and room for what is dropped: anything longer has other letters or isn't worth reading.
     let decoded = if escaped {
         Cow::Owned(String::from_utf8_lossy(&decoded(key)).into_owned())
     } else {
         Cow::Borrowed(key)
     };
     let mut expected = "appid".chars();
-    for character in decoded.chars().filter(|character| !is_dropped(*character)) {
+    // Where texts end with a NUL, so does a key.
+    let characters = decoded
+        .chars()
+        .take_while(|character| *character != '\0')
+        .map(narrow);
+    for character in characters.filter(|character| !is_dropped(*character)) {
         for folded in character.to_uppercase().flat_map(char::to_lowercase) {
             // What `İ` and its like leave behind when folded.
             if folded == '\u{307}' {
@@ -26,8 +30,24 @@ pub(super) fn reads_as_app_id(key: &str, escaped: bool) -> bool {
     expected.next().is_none()
 }
 
+/// Full-width forms as their ASCII ones.
+fn narrow(character: char) -> char {
+    match character {
+        '\u{ff01}'..='\u{ff5e}' => {
+            char::from_u32(u32::from(character) - 0xfee0).unwrap_or(character)
+        }
+        other => other,
+    }
+}
+
 fn is_dropped(character: char) -> bool {
-    let invisible = matches!(character, '\u{ad}' | '\u{180e}' | '\u{200b}'..='\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}');
+    // Unicode's default-ignorable code points, and what stands for a lone surrogate.
+    let invisible = matches!(
+        character,
+        '\u{ad}' | '\u{34f}' | '\u{61c}' | '\u{115f}'..='\u{1160}' | '\u{17b4}'..='\u{17b5}' | '\u{180b}'..='\u{180f}' | '\u{200b}'..='\u{200f}'
+            | '\u{202a}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{3164}' | '\u{fe00}'..='\u{fe0f}' | '\u{feff}' | '\u{ffa0}'
+            | '\u{fff0}'..='\u{fffd}' | '\u{1bca0}'..='\u{1bca3}' | '\u{1d173}'..='\u{1d17a}' | '\u{e0000}'..='\u{e0fff}'
+    );
     invisible
         || character.is_whitespace()
         || character.is_control()

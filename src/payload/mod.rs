@@ -6,6 +6,7 @@ pub mod scan;
 use bytes::Bytes;
 use bytes::BytesMut;
 use http::HeaderMap;
+use http::Version;
 use http::header;
 use http_body_util::BodyExt;
 use http_body_util::LengthLimitError;
@@ -36,12 +37,18 @@ pub enum Error {
     /// Not JSON, by its own words.
     #[error("the request has no Content-Type")]
     ContentTypeMissing,
-    /// Another type, or another character set.
-    #[error("the Content-Type isn't application/json in UTF-8")]
+    /// Another type.
+    #[error("the Content-Type isn't application/json")]
     ContentTypeOther,
+    /// Another character set.
+    #[error("the Content-Type names another charset than utf-8")]
+    Charset,
     /// Compressed.
     #[error("the body has a Content-Encoding")]
     Encoded,
+    /// HTTP/1.0 without a length: whether there's a body can't be told.
+    #[error("the request doesn't say how long its body is")]
+    LengthMissing,
     /// Larger than `listener.body_bytes_max`.
     #[error("the body is larger than {0} bytes")]
     TooLarge(usize),
@@ -66,7 +73,13 @@ pub enum Error {
 ///
 /// # Errors
 /// When it isn't plain JSON in UTF-8. No type at all is fine for an empty body.
-pub fn check_head(headers: &HeaderMap, empty: bool) -> Result<(), Error> {
+pub fn check_head(headers: &HeaderMap, version: Version, empty: bool) -> Result<(), Error> {
+    // HTTP/1.1 without a length has no body (RFC 9112 section 6.3), and libraries send empty ones so. HTTP/1.0 leaves it open
+    // (RFC 1945 section 7.2.2): to take it for empty would be to throw away what somebody meant to send.
+    let length = headers.contains_key(header::CONTENT_LENGTH);
+    if version < Version::HTTP_11 && !length && headers.contains_key(header::CONTENT_TYPE) {
+        return Err(Error::LengthMissing);
+    }
     let encoded = headers
         .get_all(header::CONTENT_ENCODING)
         .iter()
@@ -78,26 +91,28 @@ pub fn check_head(headers: &HeaderMap, empty: bool) -> Result<(), Error> {
     match (types.next(), types.next()) {
         (None, _) if empty => Ok(()),
         (None, _) => Err(Error::ContentTypeMissing),
-        (Some(only), None) if only.to_str().is_ok_and(is_json) => Ok(()),
-        (Some(_), _) => Err(Error::ContentTypeOther),
+        (Some(only), None) => check_type(only.to_str().unwrap_or_default()),
+        (Some(_), Some(_)) => Err(Error::ContentTypeOther),
     }
 }
 
 /// `application/json`, with no `charset` or that of UTF-8 (RFC 8259 section 11 has none; the vendor's clients send one).
-fn is_json(content_type: &str) -> bool {
+fn check_type(content_type: &str) -> Result<(), Error> {
     let mut parts = content_type.split(';').map(str::trim);
-    let essence = parts
+    if !parts
         .next()
-        .is_some_and(|essence| essence.eq_ignore_ascii_case("application/json"));
-    essence
-        && parts
-            .filter_map(|parameter| parameter.split_once('='))
-            .all(|(name, value)| {
-                let value = value.trim_matches('"');
-                !name.eq_ignore_ascii_case("charset")
-                    || value.eq_ignore_ascii_case("utf-8")
-                    || value.eq_ignore_ascii_case("utf8")
-            })
+        .is_some_and(|essence| essence.eq_ignore_ascii_case("application/json"))
+    {
+        return Err(Error::ContentTypeOther);
+    }
+    let mut parameters = parts.filter_map(|parameter| parameter.split_once('='));
+    let is_utf8 = parameters.all(|(name, value)| {
+        let value = value.trim_matches('"');
+        !name.eq_ignore_ascii_case("charset")
+            || value.eq_ignore_ascii_case("utf-8")
+            || value.eq_ignore_ascii_case("utf8")
+    });
+    if is_utf8 { Ok(()) } else { Err(Error::Charset) }
 }
 
 /// Reads the whole body.
@@ -209,6 +224,7 @@ mod tests {
     use bytes::Bytes;
     use http::HeaderMap;
     use http::HeaderValue;
+    use http::Version;
     use http::header;
     use proptest::prelude::*;
 
@@ -265,7 +281,7 @@ mod tests {
                     headers.append(name, HeaderValue::from_str(value).expect("a header"));
                 }
             }
-            check_head(&headers, empty).is_ok()
+            check_head(&headers, Version::HTTP_2, empty).is_ok()
         };
         for good in [
             "application/json",

@@ -691,6 +691,10 @@ mod tests {
             "appıd",
             "app\u{200b}Id",
             "App_ID",
+            "appId\u{fe0f}",
+            "ａｐｐＩｄ",
+            "appId\\ud800",
+            "appId\\u0000x",
         ];
         for key in looks {
             assert_eq!(
