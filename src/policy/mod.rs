@@ -86,6 +86,7 @@ pub enum Error {
     OperationNotGranted {
         caller: CallerName,
         operation: OperationName,
+        explicit: bool,
     },
     #[error("the Kybio-Gateway-Account header stands twice or isn't an account's name")]
     BadAccountHeader,
@@ -93,8 +94,8 @@ pub enum Error {
     AccountNotGranted { caller: CallerName },
     #[error("{caller} has several accounts and no default: the request must name one")]
     AccountMissing { caller: CallerName },
-    #[error("{what} is paused by the operator")]
-    Paused { what: &'static str },
+    #[error("{what} {name} is paused by the operator")]
+    Paused { what: &'static str, name: Box<str> },
     #[error("the account {account} is disabled: {fault}")]
     Disabled {
         account: AccountName,
@@ -102,6 +103,21 @@ pub enum Error {
     },
     #[error("the body's `appId` isn't that of any account that {caller} may use")]
     ForeignAppId { caller: CallerName },
+}
+
+/// An operation that there is, with its number in the catalogue. Nothing says yet that the caller may call it.
+#[derive(Clone, Debug)]
+pub struct Asked {
+    number: usize,
+    operation: Arc<Operation>,
+}
+
+impl Asked {
+    /// What is asked for.
+    #[must_use]
+    pub fn operation(&self) -> &Operation {
+        &self.operation
+    }
 }
 
 /// The operation may be called; the account is settled, or waits for the body's `appId`. Only [`Policy::authorize`] makes one.
@@ -202,7 +218,7 @@ impl Permit {
 /// Everything that is granted, resolved once, so that a request costs the same however much is configured.
 #[derive(Debug)]
 pub struct Policy {
-    operations: HashMap<String, (usize, Arc<Operation>)>,
+    operations: HashMap<String, Asked>,
     unsupported: Vec<Unsupported>,
     callers: HashMap<CallerName, Granted>,
 }
@@ -225,7 +241,10 @@ impl Policy {
         let operations = numbered.map(|(number, operation)| {
             (
                 operation.name.as_str().to_ascii_lowercase(),
-                (number, Arc::new(operation.clone())),
+                Asked {
+                    number,
+                    operation: Arc::new(operation.clone()),
+                },
             )
         });
         let callers = callers
@@ -238,33 +257,61 @@ impl Policy {
         }
     }
 
+    /// What is asked for, by method, target and host alone.
+    ///
+    /// # Errors
+    /// When it's no operation, or not spelled as one.
+    pub fn resolve(&self, head: &Head<'_>) -> Result<Asked, Error> {
+        // Of these two no server is to have an opinion, whatever the path.
+        if head.method == Method::CONNECT || head.method == Method::TRACE {
+            return Err(Error::Method);
+        }
+        let elsewhere =
+            |elsewhere: &&Unsupported| elsewhere.path.eq_ignore_ascii_case(head.uri.path());
+        if let Some(elsewhere) = self.unsupported.iter().find(elsewhere) {
+            return Err(Error::Unsupported {
+                instead: elsewhere.instead.clone(),
+            });
+        }
+        let path = path::operation_path(head.uri, head.headers, head.version)?;
+        let path = path.ok_or(Error::UnknownOperation { suggestion: None })?;
+        let known = self.operations.get(&path).cloned();
+        let asked = known.ok_or_else(|| Error::UnknownOperation {
+            suggestion: self.nearest(&path),
+        })?;
+        if head.method == METHOD {
+            Ok(asked)
+        } else {
+            Err(Error::Method)
+        }
+    }
+
     /// Decides by the head alone, before any byte of the body is looked at.
     ///
     /// # Errors
     /// The first rule that the request breaks.
-    pub fn authorize(&self, caller: &Caller, head: &Head<'_>) -> Result<Permit, Error> {
-        let (number, operation) = self.operation(head)?;
-        if head.method != METHOD {
-            return Err(Error::Method);
-        }
+    pub fn authorize(
+        &self,
+        caller: &Caller,
+        asked: Asked,
+        headers: &HeaderMap,
+    ) -> Result<Permit, Error> {
+        let Asked { number, operation } = asked;
         let not_granted = || Error::OperationNotGranted {
             caller: caller.name().clone(),
             operation: operation.name.clone(),
+            explicit: operation.explicit,
         };
         let granted = self.callers.get(caller.name()).ok_or_else(not_granted)?;
         if granted.paused {
-            return Err(Error::Paused {
-                what: "this caller",
-            });
+            return Err(paused("the caller", caller.name().as_str()));
         }
         if granted.operations.get(number) != Some(&true) {
             return Err(not_granted());
         }
-        let choice = granted.choose(caller, head.headers)?;
+        let choice = granted.choose(caller, headers)?;
         if operation.paused {
-            return Err(Error::Paused {
-                what: "this operation",
-            });
+            return Err(paused("the operation", operation.name.as_str()));
         }
         if let Choice::Settled(account) = &choice {
             usable(account)?;
@@ -276,30 +323,6 @@ impl Policy {
         })
     }
 
-    fn operation(&self, head: &Head<'_>) -> Result<(usize, Arc<Operation>), Error> {
-        // Of these two no server is to have an opinion, whatever the path.
-        if head.method == Method::CONNECT || head.method == Method::TRACE {
-            return Err(Error::Method);
-        }
-        if let Some(elsewhere) = self
-            .unsupported
-            .iter()
-            .find(|elsewhere| elsewhere.path.eq_ignore_ascii_case(head.uri.path()))
-        {
-            return Err(Error::Unsupported {
-                instead: elsewhere.instead.clone(),
-            });
-        }
-        let path = path::operation_path(head.uri, head.headers, head.version)?;
-        let path = path.ok_or(Error::UnknownOperation { suggestion: None })?;
-        self.operations
-            .get(&path)
-            .cloned()
-            .ok_or_else(|| Error::UnknownOperation {
-                suggestion: self.nearest(&path),
-            })
-    }
-
     /// The name that a mistyped one was most likely meant to be: the vendor's names have misspellings that people correct.
     fn nearest(&self, path: &str) -> Option<OperationName> {
         if path.len() > OperationName::LENGTH_MAX {
@@ -308,7 +331,7 @@ impl Policy {
         let near = self
             .operations
             .iter()
-            .map(|(name, (_, operation))| (strsim::jaro_winkler(name, path), operation));
+            .map(|(name, asked)| (strsim::jaro_winkler(name, path), &asked.operation));
         let (likeness, operation) = near.max_by(|one, other| one.0.total_cmp(&other.0))?;
         (likeness > 0.9).then(|| operation.name.clone())
     }
@@ -396,11 +419,16 @@ impl Granted {
     }
 }
 
+fn paused(what: &'static str, name: &str) -> Error {
+    Error::Paused {
+        what,
+        name: name.into(),
+    }
+}
+
 fn usable(account: &Account) -> Result<(), Error> {
     if account.paused {
-        return Err(Error::Paused {
-            what: "this account",
-        });
+        return Err(paused("the account", account.name.as_str()));
     }
     match &account.key {
         Ok(_) => Ok(()),
@@ -521,7 +549,9 @@ mod tests {
             headers: &headers,
         };
         let policy = Policy::new(&Catalogue::shipped(), &accounts, &[rules]);
-        let grant = policy.authorize(&caller, &head)?.settle(case.app_id)?;
+        let grant = policy
+            .authorize(&caller, policy.resolve(&head)?, &headers)?
+            .settle(case.app_id)?;
         Ok((
             grant.operation().name.to_string(),
             grant.account().name.to_string(),
@@ -731,9 +761,7 @@ mod tests {
                 accounts: &["closed"],
                 ..PLAIN
             }),
-            Err(Error::Paused {
-                what: "this account"
-            })
+            Err(super::paused("the account", "closed"))
         );
         assert!(matches!(
             decide(&Try {
