@@ -61,9 +61,17 @@ pub(super) async fn connect(upstream: &Upstream) -> Result<(Wire, Socket), Error
         .await
         .map_err(Error::Resolve)?
     {
-        match TcpStream::connect(address).await {
-            Ok(stream) => return secure(upstream, stream).await,
-            Err(cause) => last = Error::Connect { address, cause },
+        let with_address =
+            |cause: io::Error| io::Error::new(cause.kind(), format!("{address}: {cause}"));
+        let connected = match TcpStream::connect(address).await {
+            Ok(stream) => secure(upstream, stream)
+                .await
+                .map_err(|cause| Error::Tls(with_address(cause))),
+            Err(cause) => Err(Error::Connect(with_address(cause))),
+        };
+        match connected {
+            Ok(connected) => return Ok(connected),
+            Err(error) => last = error,
         }
     }
     Err(last)
@@ -80,17 +88,14 @@ async fn addresses(settings: &Settings) -> io::Result<Vec<SocketAddr>> {
     )
 }
 
-async fn secure(upstream: &Upstream, stream: TcpStream) -> Result<(Wire, Socket), Error> {
+async fn secure(upstream: &Upstream, stream: TcpStream) -> io::Result<(Wire, Socket)> {
     // Neither is worth losing a connection for.
     let _ = stream.set_nodelay(true);
     let _ = SockRef::from(&stream).set_tcp_keepalive(&KEEPALIVE);
     let socket = Socket::new(stream);
     let stream = match &upstream.tls {
         Some((connector, name)) => Stream::Tls(Box::new(
-            connector
-                .connect(name.clone(), socket.clone())
-                .await
-                .map_err(Error::Tls)?,
+            connector.connect(name.clone(), socket.clone()).await?,
         )),
         None => Stream::Plain(socket.clone()),
     };

@@ -7,6 +7,7 @@ pub mod send;
 pub mod wire;
 
 use std::io;
+use std::net::Ipv6Addr;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
@@ -14,6 +15,7 @@ use std::time::Duration;
 
 use http::HeaderValue;
 use http::Uri;
+use http::uri::Authority;
 use prometheus::IntCounter;
 use prometheus::IntGauge;
 use rustls::RootCertStore;
@@ -68,6 +70,9 @@ pub enum BadUrl {
     /// Not `https://host[:port][/path]`.
     #[error("write it as https://host[:port][/path], without user, query or fragment")]
     Form,
+    /// What follows the host isn't a port.
+    #[error("the port must be 1 to 65535")]
+    Port,
     /// Signed bodies in plain text over a network.
     #[error("http:// is for this machine alone (127.0.0.1, [::1], localhost): use https://")]
     PlainText,
@@ -92,10 +97,16 @@ impl BaseUrl {
         {
             return Err(BadUrl::Form);
         }
-        let host = authority
-            .host()
-            .trim_start_matches('[')
-            .trim_end_matches(']');
+        let port = port(authority, if tls { 443 } else { 80 }).ok_or(BadUrl::Port)?;
+        let host = authority.host();
+        let host = match host
+            .strip_prefix('[')
+            .and_then(|host| host.strip_suffix(']'))
+        {
+            Some(address) if address.parse::<Ipv6Addr>().is_ok() => address,
+            Some(_) => return Err(BadUrl::Form),
+            None => host,
+        };
         let loopback = host == "localhost"
             || host
                 .parse::<std::net::IpAddr>()
@@ -107,7 +118,7 @@ impl BaseUrl {
         Ok(Self {
             tls,
             host: host.into(),
-            port: authority.port_u16().unwrap_or(if tls { 443 } else { 80 }),
+            port,
             authority: HeaderValue::from_str(authority.as_str()).map_err(|_| BadUrl::Form)?,
             path: uri.path().trim_end_matches('/').into(),
         })
@@ -117,6 +128,15 @@ impl BaseUrl {
     #[must_use]
     pub fn is_tls(&self) -> bool {
         self.tls
+    }
+}
+
+/// The port that was written, or the scheme's own. What can't be one isn't passed over: signed bodies would go where nobody meant.
+fn port(authority: &Authority, default: u16) -> Option<u16> {
+    let after_host = authority.as_str().strip_prefix(authority.host())?;
+    match after_host.strip_prefix(':') {
+        Some(port) => port.parse().ok().filter(|port| *port > 0),
+        None => after_host.is_empty().then_some(default),
     }
 }
 
@@ -178,15 +198,9 @@ pub enum Error {
     /// The host's name has no address.
     #[error("the host's name can't be resolved")]
     Resolve(#[source] io::Error),
-    /// No address took the connection.
-    #[error("no connection to {address}")]
-    Connect {
-        /// The last one that was tried.
-        address: SocketAddr,
-        /// What it said.
-        #[source]
-        cause: io::Error,
-    },
+    /// No address took the connection. Which, and why, is for the log alone.
+    #[error("the host can't be reached")]
+    Connect(#[source] io::Error),
     /// The TLS handshake failed: mostly a certificate that isn't trusted.
     #[error("the TLS handshake failed")]
     Tls(#[source] io::Error),
@@ -216,7 +230,7 @@ impl Error {
     pub fn left(&self) -> Left {
         match self {
             Self::Resolve(_)
-            | Self::Connect { .. }
+            | Self::Connect(_)
             | Self::Tls(_)
             | Self::ConnectTimeout
             | Self::Capacity
@@ -231,7 +245,7 @@ impl Error {
     pub fn label(&self) -> &'static str {
         match self {
             Self::Resolve(_) => "resolve",
-            Self::Connect { .. } => "connect",
+            Self::Connect(_) => "connect",
             Self::Tls(_) => "tls",
             Self::ConnectTimeout => "connect-timeout",
             Self::Capacity => "capacity",
@@ -276,6 +290,13 @@ mod tests {
         check("http://[::1]:1/x", Ok(("::1", 1, "/x")));
         check("http://localhost", Ok(("localhost", 80, "")));
         check("http://area1.example.com", Err(BadUrl::PlainText));
+        for port in ["0", "65536", "194430", ""] {
+            check(
+                &format!("https://area1.example.com:{port}/a"),
+                Err(BadUrl::Port),
+            );
+        }
+        check("https://[area1.example.com]", Err(BadUrl::Form));
         check("http://127.0.0.1.example.com", Err(BadUrl::PlainText));
         for bad in [
             "",

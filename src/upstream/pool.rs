@@ -58,8 +58,6 @@ pub(super) struct Connection {
     driver: AbortHandle,
     born: Instant,
     idle_since: Instant,
-    _open: Open,
-    _permit: OwnedSemaphorePermit,
 }
 
 /// Counts a connection as open for as long as it lives.
@@ -198,24 +196,23 @@ impl Pool {
             .writev(false)
             .handshake(TokioIo::new(wire));
         let (sender, driver) = handshake.await.map_err(Error::Unsent)?;
-        // What goes wrong here is told to the attempt that it happens to.
-        let driver = self
-            .drivers
-            .spawn(async move { drop(driver.await) })
-            .abort_handle();
         self.upstream.opened.inc();
         self.upstream.open.inc();
-        let now = self.clock.now();
         let open = Open(self.upstream.open.clone());
+        // The permit and the gauge live as long as the socket does, which is as long as its driver.
+        let driver = self.drivers.spawn(async move {
+            // What goes wrong here is told to the attempt that it happens to.
+            drop(driver.await);
+            drop((open, permit));
+        });
+        let now = self.clock.now();
         Ok(Connection {
             sender,
             accepted,
             socket,
-            driver,
+            driver: driver.abort_handle(),
             born: now,
             idle_since: now,
-            _open: open,
-            _permit: permit,
         })
     }
 

@@ -62,7 +62,12 @@ pub async fn send(pool: &Pool, call: &Call<'_>, deadline: Instant) -> Result<Ans
     .await
     {
         Ok(Ok(answer)) => {
-            pool.checkin(connection);
+            // A reply that came before all was written leaves a connection that's still busy with this call.
+            if connection.accepted.count() - before < call.signed.body().len() as u64 {
+                connection.cut();
+            } else {
+                pool.checkin(connection);
+            }
             Ok(answer)
         }
         Ok(Err(error)) => Err(unless_unsent(connection, before, error)),
@@ -274,6 +279,56 @@ mod tests {
         assert_eq!(call(&pool).await.expect("on a new connection"), BODY);
     }
 
+    /// The host answers after the first bytes, reads no more, and keeps the connection: it must neither be used again nor be forgotten.
+    #[tokio::test]
+    async fn a_reply_that_came_before_all_was_written_ends_its_connection() {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let address = listener.local_addr().expect("bound");
+        let (hand_over, connections) = mpsc::channel();
+        thread::spawn(move || {
+            for stream in listener.incoming() {
+                let mut stream = stream.expect("accepted");
+                let _ = stream.read(&mut [0; 1_024]).expect("readable");
+                stream.write_all(REPLY).expect("writable");
+                if hand_over.send(stream).is_err() {
+                    return;
+                }
+            }
+        });
+        let pool = pool(address);
+        let body = format!("{{\"a\":\"{}\"}}", "x".repeat(32 << 20));
+        let draft = payload::check(body.into()).expect("JSON");
+        let payload = draft
+            .address(&AppId::new("a").expect("an appId"))
+            .expect("none");
+        let key = AppKey::new(&Zeroizing::new(b"key".to_vec())).expect("a key");
+        let signed = sign(&payload, &key);
+        let operation = OperationName::new("a/b").expect("a name");
+        let clock = Clock::system();
+        for _ in 0..3 {
+            let call = Call {
+                operation: &operation,
+                signed: &signed,
+                stamp: clock.stamp(),
+            };
+            let deadline = clock.now() + Duration::from_secs(5);
+            assert_eq!(
+                send(&pool, &call, deadline).await.expect("its answer").body,
+                BODY
+            );
+        }
+        for _ in 0..3 {
+            // Each came on a connection of its own; the host hands it over once it has answered.
+            connections
+                .recv_timeout(Duration::from_secs(5))
+                .expect("another one");
+        }
+        // The drivers are gone by their next turn, and their permits with them.
+        while pool.upstream().permits.available_permits() < 4 {
+            tokio::task::yield_now().await;
+        }
+    }
+
     #[tokio::test]
     async fn an_answer_that_came_with_more_than_one_reply_is_not_followed_by_the_rest() {
         const TWO: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-length: 20\r\n\r\n{\"status\":\"success\"}HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}";
@@ -282,10 +337,11 @@ mod tests {
         for _ in 0..3 {
             assert_eq!(call(&pool).await.expect("its own answer"), BODY);
         }
-        assert_eq!(
-            connections.try_iter().count(),
-            3,
-            "each on a connection of its own"
-        );
+        for _ in 0..3 {
+            // Each came on a connection of its own; the host hands it over once it has answered.
+            connections
+                .recv_timeout(Duration::from_secs(5))
+                .expect("another one");
+        }
     }
 }
