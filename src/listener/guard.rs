@@ -4,6 +4,7 @@
 //! does. It arms a timer only when there's nothing to read, and lets an earlier one run out rather than set it anew, so that a
 //! request in time costs no timer at all.
 
+use std::convert::Infallible;
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -15,6 +16,10 @@ use std::task::Poll;
 use std::task::ready;
 use std::time::Duration;
 
+use bytes::Bytes;
+use hyper::body::Body;
+use hyper::body::Frame;
+use hyper::body::SizeHint;
 use tokio::io::AsyncRead;
 use tokio::io::AsyncWrite;
 use tokio::io::ReadBuf;
@@ -45,6 +50,9 @@ struct State {
     requests: usize,
     idle_since: Instant,
     head_since: Option<Instant>,
+    /// When each answer that's on its way last moved on. There are at most as many as HTTP/2 streams.
+    answers: Vec<(u64, Instant)>,
+    next: u64,
 }
 
 impl Activity {
@@ -55,16 +63,20 @@ impl Activity {
             requests: 0,
             idle_since: now,
             head_since: None,
+            answers: Vec::new(),
+            next: 0,
         })))
     }
 
-    /// A head is whole; its request lasts until the value is dropped.
+    /// A head is whole; its request lasts until the value is dropped, which is when its answer has been handed on.
     #[must_use]
     pub fn request(&self, clock: &Clock) -> Request {
         let mut state = self.state();
         state.requests += 1;
         state.head_since = None;
+        state.next += 1;
         Request {
+            number: state.next,
             activity: self.clone(),
             clock: clock.clone(),
         }
@@ -77,14 +89,16 @@ impl Activity {
         }
     }
 
-    /// When the caller must have said more, and by which clock.
+    /// When the caller must have done more, and by which clock.
     fn deadline(&self, limits: &Limits) -> Option<(Instant, &'static str)> {
         let state = self.state();
-        match (state.requests, state.head_since, limits.head) {
-            (0, Some(since), Some(head)) => Some((since + head, "head")),
-            (0, _, _) => Some((state.idle_since + limits.idle, "idle")),
+        let slowest = state.answers.iter().map(|(_, moved)| *moved).min();
+        match (slowest, state.requests, state.head_since, limits.head) {
+            (Some(moved), _, _, _) => Some((moved + limits.write, "write")),
+            (None, 0, Some(since), Some(head)) => Some((since + head, "head")),
+            (None, 0, _, _) => Some((state.idle_since + limits.idle, "idle")),
             // While a request is on its way, other deadlines hold.
-            (_, _, _) => None,
+            (None, _, _, _) => None,
         }
     }
 
@@ -93,20 +107,87 @@ impl Activity {
     }
 }
 
-/// A request between its head and its answer.
+/// A request between its head and the end of its answer.
 #[derive(Debug)]
 pub struct Request {
+    number: u64,
     activity: Activity,
     clock: Clock,
+}
+
+impl Request {
+    /// The answer has moved on: its next piece is wanted, because there was room for the one before.
+    pub fn moved(&self) {
+        let now = self.clock.now();
+        let mut state = self.activity.state();
+        match state
+            .answers
+            .iter_mut()
+            .find(|(number, _)| *number == self.number)
+        {
+            Some((_, moved)) => *moved = now,
+            None => state.answers.push((self.number, now)),
+        }
+    }
 }
 
 impl Drop for Request {
     fn drop(&mut self) {
         let mut state = self.activity.state();
+        state.answers.retain(|(number, _)| *number != self.number);
         state.requests -= 1;
         if state.requests == 0 {
             state.idle_since = self.clock.now();
         }
+    }
+}
+
+/// An answer's body in pieces, so that it shows whether the caller takes it: on HTTP/2 the next piece is asked for only when the
+/// caller's window has room, and a full socket says nothing of one stream among many.
+#[derive(Debug)]
+pub struct Outgoing {
+    rest: Bytes,
+    request: Request,
+}
+
+/// Small enough to be taken within the write time by any caller worth waiting for.
+const PIECE_BYTES: usize = 64 * 1024;
+
+impl Outgoing {
+    /// The whole body, of which nothing has been handed on yet.
+    #[must_use]
+    pub fn new(body: Bytes, request: Request) -> Self {
+        request.moved();
+        Self {
+            rest: body,
+            request,
+        }
+    }
+}
+
+impl Body for Outgoing {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        let this = &mut *self;
+        if this.rest.is_empty() {
+            return Poll::Ready(None);
+        }
+        this.request.moved();
+        let piece = this.rest.split_to(this.rest.len().min(PIECE_BYTES));
+        Poll::Ready(Some(Ok(Frame::data(piece))))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.rest.is_empty()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        SizeHint::with_exact(self.rest.len() as u64)
     }
 }
 
@@ -246,8 +327,11 @@ mod tests {
     use super::Activity;
     use super::Guard;
     use super::Limits;
+    use super::Outgoing;
+    use super::PIECE_BYTES;
     use crate::clock::Clock;
     use crate::observe::metrics::Metrics;
+    use http_body_util::BodyExt;
     use std::io::ErrorKind;
     use std::sync::Arc;
     use std::time::Duration;
@@ -307,6 +391,21 @@ mod tests {
         let waited = tokio::time::timeout(Duration::from_secs(3_600), guard.read_u8()).await;
         assert!(waited.is_err(), "{waited:?}");
         drop(request);
+        assert_eq!(gives_up_after(&mut guard).await, 120);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_answer_that_no_longer_moves_is_given_up_and_one_that_does_is_not() {
+        let (mut guard, _theirs, activity) = guarded();
+        let request = activity.request(&Clock::system());
+        let mut moving = Box::pin(Outgoing::new(vec![0; 10 * PIECE_BYTES].into(), request));
+        for _ in 0..9 {
+            let waited = tokio::time::timeout(Duration::from_secs(29), guard.read_u8()).await;
+            assert!(waited.is_err(), "{waited:?}");
+            moving.frame().await.expect("a piece").expect("never fails");
+        }
+        assert_eq!(gives_up_after(&mut guard).await, 30);
+        drop(moving);
         assert_eq!(gives_up_after(&mut guard).await, 120);
     }
 

@@ -16,7 +16,6 @@ use http::Request;
 use http::Response;
 use http::Version;
 use http::header;
-use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::server::conn::http2;
@@ -44,6 +43,8 @@ use crate::identity::Names;
 use crate::listener::guard::Activity;
 use crate::listener::guard::Guard;
 use crate::listener::guard::Limits;
+use crate::listener::guard::Outgoing;
+use crate::listener::tls::Holder;
 use crate::observe::metrics::Metrics;
 use crate::stop::Stop;
 
@@ -135,7 +136,7 @@ impl Listener {
         serve: F,
     ) where
         F: Fn(Arc<Peer>, Request<Incoming>) -> A + Clone + Send + 'static,
-        A: Future<Output = Response<Full<Bytes>>> + Send + 'static,
+        A: Future<Output = Response<Bytes>> + Send + 'static,
     {
         loop {
             // The permit comes first: at the limit, callers wait in the kernel's queue rather than being turned away.
@@ -176,7 +177,7 @@ impl Listener {
         serve: F,
     ) where
         F: Fn(Arc<Peer>, Request<Incoming>) -> A + Clone + Send + 'static,
-        A: Future<Output = Response<Full<Bytes>>> + Send + 'static,
+        A: Future<Output = Response<Bytes>> + Send + 'static,
     {
         self.metrics.downstream_accepted.inc();
         self.metrics.downstream_connections.inc();
@@ -230,14 +231,11 @@ impl Listener {
         serve: F,
     ) where
         F: Fn(Arc<Peer>, Request<Incoming>) -> A + Clone + Send + 'static,
-        A: Future<Output = Response<Full<Bytes>>> + Send + 'static,
+        A: Future<Output = Response<Bytes>> + Send + 'static,
     {
         let session = stream.get_ref().1;
-        let names = session
-            .peer_certificates()
-            .and_then(|chain| chain.first())
-            .map(tls::names)
-            .unwrap_or_default();
+        let leaf = session.peer_certificates().and_then(|chain| chain.first());
+        let Holder { names, ends } = leaf.map(tls::holder).unwrap_or_default();
         let is_http2 = session.alpn_protocol() == Some(b"h2");
         let peer = Arc::new(Peer { address, names });
         let activity = Activity::new(self.clock.now());
@@ -268,11 +266,12 @@ impl Listener {
                         .headers_mut()
                         .insert(header::CONNECTION, HeaderValue::from_static("close"));
                 }
-                drop(active);
-                Ok::<_, Infallible>(answer)
+                Ok::<_, Infallible>(answer.map(|body| Outgoing::new(body, active)))
             }
         });
-        let age_ends = self.clock.now() + self.age();
+        // A caller has no longer to do with us than its certificate says.
+        let left = ends.saturating_sub(self.clock.since_epoch());
+        let age_ends = self.clock.now() + self.age().min(left);
         if is_http2 {
             let connection = http2::Builder::new(TokioExecutor::new())
                 .timer(TokioTimer::new())
@@ -284,7 +283,8 @@ impl Listener {
                 .max_local_error_reset_streams(LOCAL_RESETS_MAX)
                 .serve_connection(io, service);
             // HTTP/2 callers are told at once (GOAWAY), and go elsewhere while what they asked is answered.
-            drive(connection, age_ends, &stop.draining, &stop).await;
+            self.drive(connection, address, age_ends, &stop.draining, &stop)
+                .await;
         } else {
             let connection = http1::Builder::new()
                 // The guard has the clock for heads. `pipeline_flush` stays off: it costs a tenth.
@@ -293,7 +293,8 @@ impl Listener {
                 .writev(false)
                 .serve_connection(io, service);
             // HTTP/1 callers were asked to leave with each answer since `draining`; what is idle now may be closed.
-            drive(connection, age_ends, &stop.closing, &stop).await;
+            self.drive(connection, address, age_ends, &stop.closing, &stop)
+                .await;
         }
     }
 
@@ -306,24 +307,37 @@ impl Listener {
         );
         full - full / 10 + jitter
     }
-}
 
-/// Serves a connection until it ends by itself, or asks it to end at its age or at a step of the stop; then to its end, or the cut.
-async fn drive(
-    connection: impl GracefulConnection,
-    age_ends: Instant,
-    step: &CancellationToken,
-    stop: &Stop,
-) {
-    let mut connection = std::pin::pin!(connection);
-    tokio::select! {
-        _ = connection.as_mut() => return,
-        () = sleep_until(age_ends) => {}
-        () = step.cancelled() => {}
+    /// Serves a connection until it ends by itself, or asks it to end at its age or at a step of the stop; then to its end, or the cut.
+    async fn drive(
+        &self,
+        connection: impl GracefulConnection<Error = hyper::Error>,
+        address: SocketAddr,
+        age_ends: Instant,
+        step: &CancellationToken,
+        stop: &Stop,
+    ) {
+        let mut connection = std::pin::pin!(connection);
+        tokio::select! {
+            ended = connection.as_mut() => return self.ended(address, ended),
+            () = sleep_until(age_ends) => {}
+            () = step.cancelled() => {}
+        }
+        connection.as_mut().graceful_shutdown();
+        tokio::select! {
+            ended = connection => self.ended(address, ended),
+            () = stop.cut.cancelled() => {}
+        }
     }
-    connection.as_mut().graceful_shutdown();
-    tokio::select! {
-        _ = connection => {}
-        () = stop.cut.cancelled() => {}
+
+    /// What the library refuses never becomes a request: it's counted and logged here, or nowhere.
+    fn ended(&self, address: SocketAddr, ended: Result<(), hyper::Error>) {
+        let Err(error) = ended else { return };
+        if error.is_parse() || error.is_parse_too_large() {
+            self.metrics.downstream_malformed.inc();
+            tracing::info!(peer = %address, cause = %error, "a malformed request was refused");
+        } else {
+            tracing::debug!(peer = %address, cause = %error, "a connection ended");
+        }
     }
 }

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::sync::Arc;
+use std::time::Duration;
 
 use rustls::CertificateError;
 use rustls::RootCertStore;
@@ -70,24 +71,35 @@ pub fn server_config(material: &Material) -> Result<ServerConfig, Error> {
     Ok(config)
 }
 
-/// The subject alternative names of a verified certificate; none if it can't be read.
+/// What a verified certificate says of its holder.
+#[derive(Clone, Debug, Default)]
+pub struct Holder {
+    /// Subject alternative names.
+    pub names: Names,
+    /// When it ends, since 1970-01-01 UTC; zero if it can't be read.
+    pub ends: Duration,
+}
+
+/// Reads a verified certificate; one that can't be read is nobody's, and has ended.
 #[must_use]
-pub fn names(certificate: &CertificateDer<'_>) -> Names {
-    let mut names = Names::default();
+pub fn holder(certificate: &CertificateDer<'_>) -> Holder {
+    let mut holder = Holder::default();
     let Ok((_, certificate)) = parse_x509_certificate(certificate) else {
-        return names;
+        return holder;
     };
+    let ends = u64::try_from(certificate.validity().not_after.timestamp()).unwrap_or_default();
+    holder.ends = Duration::from_secs(ends);
     let Ok(Some(extension)) = certificate.subject_alternative_name() else {
-        return names;
+        return holder;
     };
     for name in &extension.value.general_names {
         match name {
-            GeneralName::URI(uri) => names.uris.push((*uri).to_owned()),
-            GeneralName::DNSName(name) => names.dns.push((*name).to_owned()),
+            GeneralName::URI(uri) => holder.names.uris.push((*uri).to_owned()),
+            GeneralName::DNSName(name) => holder.names.dns.push((*name).to_owned()),
             _ => {}
         }
     }
-    names
+    holder
 }
 
 /// Why a handshake failed, as one of [`HANDSHAKE_FAILURES`](crate::observe::metrics::HANDSHAKE_FAILURES).
