@@ -1,9 +1,11 @@
 //! The record of one exchange. It ends when it's dropped, whoever drops it, and the log line and all counters come from it alone.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::Instant;
+use tracing::Level;
 use uuid::Uuid;
 
 use crate::clock::Clock;
@@ -31,10 +33,16 @@ pub struct Exchange {
     pub refusal: Option<&'static str>,
     /// The cause, for the log alone.
     pub cause: Option<String>,
+    /// Where from.
+    pub peer: SocketAddr,
     /// Who called.
     pub caller: Option<CallerName>,
     /// What was called.
     pub operation: Option<(OperationName, Class)>,
+    /// Method and path as they were written, of what is no operation.
+    pub target: Option<String>,
+    /// The caller may call it. Only then does it get a series of its own.
+    pub permitted: bool,
     /// With which account.
     pub account: Option<AccountName>,
     /// The attempt, if one was made.
@@ -71,10 +79,42 @@ pub struct Answer {
     pub code: Option<i64>,
 }
 
+/// One line for each request; what isn't known is left out. What came from outside is written as text, with its odd characters escaped.
+macro_rules! line {
+    ($level:expr, $exchange:expr, $duration:expr) => {
+        tracing::event!(
+            target: "kybio_gateway::access",
+            $level,
+            request_id = %$exchange.id,
+            peer = %$exchange.peer,
+            caller = $exchange.caller.as_ref().map(CallerName::as_str),
+            account = $exchange.account.as_ref().map(AccountName::as_str),
+            operation = $exchange.operation.as_ref().map(|(name, _)| name.as_str()),
+            class = $exchange.operation.as_ref().map(|(_, class)| class.as_str()),
+            asked = $exchange.target.as_ref().map(|target| bounded(target)),
+            outcome = $exchange.outcome.as_str(),
+            status = $exchange.status,
+            refusal = $exchange.refusal,
+            cause = $exchange.cause,
+            business_status = $exchange.answer.map(|answer| if answer.success { "success" } else { "error" }),
+            business_code = $exchange.answer.and_then(|answer| answer.code),
+            upstream = $exchange.attempt.as_ref().map(|attempt| attempt.upstream.as_str()),
+            attempt = $exchange.attempt.as_ref().map(|attempt| attempt.result),
+            attempt_ms = $exchange.attempt.as_ref().map(|attempt| milliseconds(attempt.duration)),
+            duration_ms = milliseconds($duration),
+            request_bytes = $exchange.request_bytes,
+            reply_bytes = $exchange.reply_bytes,
+            caller_gone = (!$exchange.told && !$exchange.was_cut()).then_some(true),
+            cut = $exchange.was_cut().then_some(true),
+            "request"
+        )
+    };
+}
+
 impl Exchange {
     /// Begins at the request's head.
     #[must_use]
-    pub fn begin(metrics: Arc<Metrics>, clock: Clock) -> Self {
+    pub fn begin(metrics: Arc<Metrics>, clock: Clock, peer: SocketAddr) -> Self {
         metrics.requests_active.inc();
         let since_epoch = clock.since_epoch();
         let stamp = uuid::Timestamp::from_unix(
@@ -91,8 +131,11 @@ impl Exchange {
             status: None,
             refusal: None,
             cause: None,
+            peer,
             caller: None,
             operation: None,
+            target: None,
+            permitted: false,
             account: None,
             attempt: None,
             answer: None,
@@ -112,10 +155,10 @@ impl Exchange {
     fn count(&self, duration: Duration) {
         let metrics = &self.metrics;
         let outcome = self.outcome.as_str();
-        let operation = self
-            .operation
-            .as_ref()
-            .map_or("none", |(name, _)| name.as_str());
+        let operation = match &self.operation {
+            Some((name, _)) if self.permitted => name.as_str(),
+            Some(_) | None => "none",
+        };
         metrics
             .requests
             .with_label_values(&[operation, outcome])
@@ -171,30 +214,28 @@ impl Exchange {
     }
 
     fn log(&self, duration: Duration) {
-        // One line for each request; what isn't known is left out.
-        tracing::info!(
-            target: "kybio_gateway::access",
-            request_id = %self.id,
-            caller = self.caller.as_ref().map(tracing::field::display),
-            account = self.account.as_ref().map(tracing::field::display),
-            operation = self.operation.as_ref().map(|(name, _)| tracing::field::display(name)),
-            class = self.operation.as_ref().map(|(_, class)| class.as_str()),
-            outcome = self.outcome.as_str(),
-            status = self.status,
-            refusal = self.refusal,
-            cause = self.cause,
-            business_status = self.answer.map(|answer| if answer.success { "success" } else { "error" }),
-            business_code = self.answer.and_then(|answer| answer.code),
-            upstream = self.attempt.as_ref().map(|attempt| tracing::field::display(&attempt.upstream)),
-            attempt = self.attempt.as_ref().map(|attempt| attempt.result),
-            attempt_ms = self.attempt.as_ref().map(|attempt| milliseconds(attempt.duration)),
-            duration_ms = milliseconds(duration),
-            request_bytes = self.request_bytes,
-            reply_bytes = self.reply_bytes,
-            caller_gone = (!self.told).then_some(true),
-            "request"
-        );
+        // A write that may or may not have had effect is somebody's work; all else is told in the answer.
+        if self.outcome == Outcome::Unknown && !matches!(self.operation, Some((_, Class::Read))) {
+            line!(Level::WARN, self, duration);
+        } else {
+            line!(Level::INFO, self, duration);
+        }
     }
+
+    /// The call was under way when the process ended.
+    fn was_cut(&self) -> bool {
+        !self.told && self.outcome == Outcome::Unknown && self.attempt.is_none()
+    }
+}
+
+/// The longest target that is logged, in bytes.
+const TARGET_LENGTH_MAX: usize = 120;
+
+fn bounded(target: &str) -> &str {
+    target
+        .char_indices()
+        .nth(TARGET_LENGTH_MAX)
+        .map_or(target, |(end, _)| &target[..end])
 }
 
 fn milliseconds(duration: Duration) -> f64 {

@@ -3,6 +3,8 @@
 use std::io::IsTerminal;
 
 use tracing::Subscriber;
+use tracing_appender::non_blocking::NonBlockingBuilder;
+use tracing_appender::non_blocking::WorkerGuard;
 use tracing_subscriber::filter::LevelFilter;
 use tracing_subscriber::fmt;
 use tracing_subscriber::layer::SubscriberExt;
@@ -42,9 +44,18 @@ pub struct Settings {
     pub plain: bool,
 }
 
-/// The subscriber that writes to standard error. The caller makes it the default one.
+/// Lines that wait for a slow reader of standard error. Beyond that they're dropped: a log that nobody reads isn't to stop the calls.
+const LINES_MAX: usize = 10_000;
+
+/// Writes what is left when it's dropped, for at most a second.
 #[must_use]
-pub fn subscriber(settings: &Settings) -> Box<dyn Subscriber + Send + Sync> {
+pub struct Writer {
+    _guard: WorkerGuard,
+}
+
+/// The subscriber that writes to standard error through a thread of its own. The caller makes it the default one, and keeps the writer
+/// to the end.
+pub fn subscriber(settings: &Settings) -> (Box<dyn Subscriber + Send + Sync>, Writer) {
     let level = match settings.level {
         Level::Error => LevelFilter::ERROR,
         Level::Warn => LevelFilter::WARN,
@@ -52,9 +63,14 @@ pub fn subscriber(settings: &Settings) -> Box<dyn Subscriber + Send + Sync> {
         Level::Debug => LevelFilter::DEBUG,
         Level::Trace => LevelFilter::TRACE,
     };
+    let (writer, guard) = NonBlockingBuilder::default()
+        .lossy(true)
+        .buffered_lines_limit(LINES_MAX)
+        .thread_name("log")
+        .finish(std::io::stderr());
     let registry = tracing_subscriber::registry().with(level);
-    let layer = fmt::layer().with_writer(std::io::stderr);
-    match settings.format {
+    let layer = fmt::layer().with_writer(writer);
+    let subscriber: Box<dyn Subscriber + Send + Sync> = match settings.format {
         Format::Json => Box::new(
             registry.with(
                 layer
@@ -68,5 +84,6 @@ pub fn subscriber(settings: &Settings) -> Box<dyn Subscriber + Send + Sync> {
             let colour = !settings.plain && std::io::stderr().is_terminal();
             Box::new(registry.with(layer.with_ansi(colour).with_target(false)))
         }
-    }
+    };
+    (subscriber, Writer { _guard: guard })
 }

@@ -53,6 +53,8 @@ pub struct Metrics {
     pub downstream_accepted: IntCounter,
     /// Connections closed by a clock of ours, by clock.
     pub downstream_timeouts: IntCounterVec,
+    /// Requests that were refused before they were requests.
+    pub downstream_malformed: IntCounter,
     /// Accepts that failed, mostly for want of descriptors.
     pub accept_errors: IntCounter,
     /// TLS handshakes with callers that were completed.
@@ -165,6 +167,7 @@ impl Metrics {
             downstream_connections: make.gauge("kybio_gateway_downstream_connections", "Open connections from callers, handshakes included."),
             downstream_accepted: make.counter("kybio_gateway_downstream_connections_accepted_total", "Connections taken from callers."),
             downstream_timeouts: make.counters("kybio_gateway_downstream_timeouts_total", "Connections from callers that a clock of ours closed.", &["clock"]),
+            downstream_malformed: make.counter("kybio_gateway_downstream_malformed_total", "Requests so malformed that they were refused before they were requests."),
             accept_errors: make.counter("kybio_gateway_accept_errors_total", "Connections that couldn't be taken, mostly for want of descriptors."),
             handshakes: make.counter("kybio_gateway_tls_handshakes_total", "Completed TLS handshakes with callers."),
             handshake_failures: make.counters("kybio_gateway_tls_handshake_failures_total", "Failed TLS handshakes with callers, by reason.", &["reason"]),
