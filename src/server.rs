@@ -68,7 +68,7 @@ pub enum Error {
         limit: u64,
     },
     /// The address can't be had.
-    #[error("{key}: {address} can't be bound: {cause}{}", if .cause.kind() == io::ErrorKind::AddrInUse { " (is another gateway running? listener.reuse_port allows two)" } else { "" })]
+    #[error("{key}: {address} can't be bound: {cause}{}", if .cause.kind() == io::ErrorKind::AddrInUse { "; is another gateway running?" } else { "" })]
     Bind {
         /// The key that names it.
         key: &'static str,
@@ -292,7 +292,7 @@ fn work(
         listener
             .run(door, stop.clone(), connections.clone(), move |peer, request| {
                 let worker = Arc::clone(&serving);
-                async move { worker.handle(&peer.names, request).await }
+                async move { worker.handle(&peer, request).await }
             })
             .await;
         connections.close();

@@ -35,6 +35,15 @@ pub enum Error {
 }
 
 impl Error {
+    /// The body has ended already, or won't: there's nothing left to wait for.
+    #[must_use]
+    pub fn ends_body(&self) -> bool {
+        matches!(
+            self,
+            Self::Payload(payload::Error::Slow | payload::Error::Broken)
+        )
+    }
+
     /// What happened to the call.
     #[must_use]
     pub fn outcome(&self) -> Outcome {

@@ -13,13 +13,13 @@ use http::Request;
 use http::Response;
 use http::header;
 use http::request::Parts;
-use http_body_util::Full;
 use hyper::body::Body;
 use tokio_util::task::TaskTracker;
 
 use crate::clock::Clock;
 use crate::identity::Callers;
 use crate::identity::Names;
+use crate::listener::Peer;
 use crate::name::UpstreamName;
 use crate::observe::exchange::Answer;
 use crate::observe::exchange::Attempt;
@@ -49,8 +49,9 @@ pub struct Settings {
     pub body_timeout: Duration,
 }
 
-/// How much of a refused request's body is read and dropped, so that the caller reads our answer and not a reset.
-const DISCARD_BYTES_MAX: usize = 1024 * 1024;
+/// How much of a refused request's body is read and dropped, so that the caller reads our answer and not a reset. Some HTTP/2 clients
+/// read no answer at all before they have sent everything.
+const DISCARD_BYTES_MAX: usize = 16 * 1024 * 1024;
 
 /// For how long.
 const DISCARD_TIMEOUT: Duration = Duration::from_secs(1);
@@ -103,26 +104,27 @@ impl Worker {
     }
 
     /// Answers one request.
-    pub async fn handle<B>(
-        self: Arc<Self>,
-        names: &Names,
-        request: Request<B>,
-    ) -> Response<Full<Bytes>>
+    pub async fn handle<B>(self: Arc<Self>, peer: &Peer, request: Request<B>) -> Response<Bytes>
     where
         B: Body<Data = Bytes, Error: Into<Box<dyn std::error::Error + Send + Sync>>> + Unpin,
     {
         let (head, mut body) = request.into_parts();
-        let mut exchange =
-            Exchange::begin(Arc::clone(&self.proxy.metrics), self.proxy.clock.clone());
+        let mut exchange = Exchange::begin(
+            Arc::clone(&self.proxy.metrics),
+            self.proxy.clock.clone(),
+            peer.address,
+        );
         let id = exchange.id;
         let ended = match self
             .proxy
-            .admit(names, &head, &mut body, &mut exchange)
+            .admit(&peer.names, &head, &mut body, &mut exchange)
             .await
         {
             Ok((grant, payload)) => self.forward(grant, payload, exchange).await,
             Err(error) => {
-                self.proxy.discard(&head.headers, body).await;
+                if !error.ends_body() {
+                    self.proxy.discard(&head.headers, body).await;
+                }
                 Some((exchange, Err(error)))
             }
         };
@@ -231,22 +233,27 @@ impl Proxy {
             headers,
             ..
         } = head;
-        let permit = self.policy.authorize(
-            &caller,
-            &Head {
+        let asked = self
+            .policy
+            .resolve(&Head {
                 method,
                 uri,
                 version: *version,
                 headers,
-            },
-        )?;
-        exchange.operation = Some((permit.operation().name.clone(), permit.operation().class));
+            })
+            .inspect_err(|_| {
+                // What is no operation is named in the log as it was written, or nobody could tell what was wrong.
+                exchange.target = Some(format!("{method} {}", uri.path()));
+            })?;
+        exchange.operation = Some((asked.operation().name.clone(), asked.operation().class));
+        let permit = self.policy.authorize(&caller, asked, headers)?;
+        exchange.permitted = true;
         exchange.account = permit.account().map(|account| account.name.clone());
         if headers.contains_key("idempotency-key") {
             return Err(Error::IdempotencyKey);
         }
 
-        payload::check_head(headers, body.is_end_stream())?;
+        payload::check_head(headers, *version, body.is_end_stream())?;
         let waited = self.clock.now();
         let whole = payload::read(
             body,

@@ -7,7 +7,6 @@ use http::HeaderValue;
 use http::Response;
 use http::StatusCode;
 use http::header;
-use http_body_util::Full;
 use serde::Serialize;
 use uuid::Uuid;
 
@@ -48,7 +47,7 @@ struct Told {
 
 /// KYBIO's own answer, success or error, with its own bytes.
 #[must_use]
-pub fn reply(headers: &HeaderMap, reply: &Reply, mut exchange: Exchange) -> Response<Full<Bytes>> {
+pub fn reply(headers: &HeaderMap, reply: &Reply, mut exchange: Exchange) -> Response<Bytes> {
     let (body, encoding) = reply.body_for(headers);
     exchange.reply_bytes = body.len();
     let mut response = response(StatusCode::OK, body, &mut exchange, false);
@@ -62,7 +61,7 @@ pub fn reply(headers: &HeaderMap, reply: &Reply, mut exchange: Exchange) -> Resp
 
 /// An answer of our own making.
 #[must_use]
-pub fn refusal(error: &Error, mut exchange: Exchange) -> Response<Full<Bytes>> {
+pub fn refusal(error: &Error, mut exchange: Exchange) -> Response<Bytes> {
     let read = matches!(exchange.operation, Some((_, Class::Read)));
     let told = told(error);
     exchange.outcome = error.outcome();
@@ -96,6 +95,12 @@ pub fn refusal(error: &Error, mut exchange: Exchange) -> Response<Full<Bytes>> {
     let body = envelope.bytes();
     exchange.reply_bytes = body.len();
     let mut response = response(told.status, body, &mut exchange, retryable);
+    if matches!(error, Error::Payload(payload::Error::LengthMissing)) {
+        // What follows may be the body that was meant: it isn't to be read as a request.
+        response
+            .headers_mut()
+            .insert(header::CONNECTION, HeaderValue::from_static("close"));
+    }
     if told.status == StatusCode::METHOD_NOT_ALLOWED {
         response
             .headers_mut()
@@ -106,7 +111,7 @@ pub fn refusal(error: &Error, mut exchange: Exchange) -> Response<Full<Bytes>> {
 
 /// A bug of ours: the task that made the attempt is gone. Its record has ended by itself, as unknown.
 #[must_use]
-pub fn internal(id: Uuid) -> Response<Full<Bytes>> {
+pub fn internal(id: Uuid) -> Response<Bytes> {
     let status = StatusCode::INTERNAL_SERVER_ERROR;
     let envelope = Envelope::new(
         status,
@@ -126,12 +131,13 @@ pub fn internal(id: Uuid) -> Response<Full<Bytes>> {
             upstream_status: None,
         },
     );
-    let mut response = Response::new(Full::new(envelope.bytes()));
+    let mut response = Response::new(envelope.bytes());
     *response.status_mut() = status;
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, JSON);
     headers.insert(OUTCOME, HeaderValue::from_static(Outcome::Unknown.as_str()));
     headers.insert(RETRYABLE, HeaderValue::from_static("no"));
+    headers.insert(ATTEMPTS, HeaderValue::from_static("1"));
     headers.insert(REQUEST_ID, id_value(id));
     response
 }
@@ -142,10 +148,10 @@ fn response(
     body: Bytes,
     exchange: &mut Exchange,
     retryable: bool,
-) -> Response<Full<Bytes>> {
+) -> Response<Bytes> {
     exchange.status = Some(status.as_u16());
     exchange.told = true;
-    let mut response = Response::new(Full::new(body));
+    let mut response = Response::new(body);
     *response.status_mut() = status;
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, JSON);
@@ -319,13 +325,16 @@ fn policy(error: &policy::Error) -> Told {
         }
         policy::Error::Unsupported { .. } => told(StatusCode::NOT_FOUND, "unsupported-path"),
         policy::Error::Method => told(StatusCode::METHOD_NOT_ALLOWED, "method-not-allowed"),
-        policy::Error::OperationNotGranted { .. } => {
+        policy::Error::OperationNotGranted { explicit: true, .. } => {
+            told(StatusCode::FORBIDDEN, "operation-not-granted").hint("the operator adds it to this caller's `operations` by its exact name: no pattern grants it")
+        }
+        policy::Error::OperationNotGranted { explicit: false, .. } => {
             told(StatusCode::FORBIDDEN, "operation-not-granted").hint("the operator adds it to this caller's `operations`")
         }
-        policy::Error::BadAccountHeader => told(StatusCode::BAD_REQUEST, "bad-account"),
+        policy::Error::BadAccountHeader => told(StatusCode::BAD_REQUEST, "bad-account").hint("send it once, with a name of a-z, 0-9 and -"),
         policy::Error::AccountNotGranted { .. } => told(StatusCode::FORBIDDEN, "account-not-granted").hint("the operator adds it to this caller's `accounts`"),
         policy::Error::AccountMissing { .. } => told(StatusCode::BAD_REQUEST, "account-required").hint("name it in the Kybio-Gateway-Account header"),
-        policy::Error::Paused { .. } => told(StatusCode::SERVICE_UNAVAILABLE, "paused").later(),
+        policy::Error::Paused { .. } => told(StatusCode::SERVICE_UNAVAILABLE, "paused").hint("ask the operator; nothing was sent").later(),
         policy::Error::Disabled { .. } => {
             told(StatusCode::SERVICE_UNAVAILABLE, "account-disabled").hint("the operator mends the account's key file").later()
         }
@@ -339,9 +348,11 @@ fn payload(error: &payload::Error) -> Told {
         payload::Error::ContentTypeMissing | payload::Error::ContentTypeOther => {
             told(StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported-media-type").hint("add the header Content-Type: application/json (with curl: -H 'Content-Type: application/json')")
         }
+        payload::Error::Charset => told(StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported-media-type").hint("encode the body as UTF-8, and send Content-Type: application/json"),
         payload::Error::Encoded => told(StatusCode::UNSUPPORTED_MEDIA_TYPE, "content-encoding").hint("send the body uncompressed, without Content-Encoding"),
-        payload::Error::TooLarge(_) => told(StatusCode::PAYLOAD_TOO_LARGE, "body-too-large"),
-        payload::Error::Slow => told(StatusCode::REQUEST_TIMEOUT, "body-timeout").later(),
+        payload::Error::LengthMissing => told(StatusCode::LENGTH_REQUIRED, "length-required").hint("send Content-Length, 0 for no body"),
+        payload::Error::TooLarge(_) => told(StatusCode::PAYLOAD_TOO_LARGE, "body-too-large").hint("send less at a time; the operator sets the limit (listener.body_bytes_max)"),
+        payload::Error::Slow => told(StatusCode::REQUEST_TIMEOUT, "body-timeout").hint("send the whole body at once").later(),
         payload::Error::Broken => told(StatusCode::BAD_REQUEST, "body-broken"),
         payload::Error::Invalid(fault) => {
             let told = told(StatusCode::BAD_REQUEST, "invalid-body");
@@ -359,8 +370,9 @@ fn payload(error: &payload::Error) -> Told {
 fn upstream(error: &upstream::Error) -> Told {
     let told = |status, code| not_sent(status, code, error).later();
     match error {
-        upstream::Error::Resolve(_) | upstream::Error::Connect { .. } | upstream::Error::Tls(_) => {
+        upstream::Error::Resolve(_) | upstream::Error::Connect(_) | upstream::Error::Tls(_) => {
             told(StatusCode::BAD_GATEWAY, "upstream-unreachable")
+                .hint("try again later; the gateway's log has the cause under this request id")
         }
         upstream::Error::ConnectTimeout => {
             told(StatusCode::GATEWAY_TIMEOUT, "upstream-connect-timeout")
@@ -376,7 +388,8 @@ fn upstream(error: &upstream::Error) -> Told {
 fn unusable(error: &reply::Error) -> Told {
     let told = |code| not_sent(StatusCode::BAD_GATEWAY, code, error);
     match error {
-        reply::Error::Refused(_) => told("upstream-refused"),
+        reply::Error::Refused(_) => told("upstream-refused")
+            .hint("KYBIO's web server refused it: may this account call this operation?"),
         reply::Error::Status(_) => told("upstream-status"),
         reply::Error::Encoding(_) | reply::Error::NotAnAnswer(_) => told("unreadable-reply"),
     }
