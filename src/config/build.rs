@@ -19,6 +19,7 @@ use crate::config::fault::Fault;
 use crate::config::files;
 use crate::identity::Identity;
 use crate::listener;
+use crate::listener::tls::Error;
 use crate::listener::tls::Material;
 use crate::name::AccountName;
 use crate::name::CallerName;
@@ -41,7 +42,7 @@ pub(super) struct Builder<'a> {
     pub(super) checked: &'a Checked<'a>,
     pub(super) faults: &'a mut Vec<Fault>,
     /// Worth a word, but no reason not to start.
-    pub(super) notices: Vec<Fault>,
+    pub(super) notices: &'a mut Vec<Fault>,
 }
 
 impl Builder<'_> {
@@ -54,6 +55,9 @@ impl Builder<'_> {
         let (callers, identities) = self.callers(&accounts, &catalogue);
         let checked = self.checked;
         let admin = checked.address(&["admin", "address"])?;
+        if checked.address(&["listener", "address"]) == Some(admin) && admin.port() != 0 {
+            self.fault(&["admin", "address"], "it's the same as listener.address");
+        }
         let runtime = Runtime {
             workers: checked.integer(&["runtime", "workers"]),
             drain_delay: checked.duration(&["runtime", "drain_delay"]),
@@ -64,7 +68,6 @@ impl Builder<'_> {
             body_timeout: checked.duration(&["listener", "body_timeout"]),
         };
         let log = self.log();
-        let notices = self.notices;
         Some(Config {
             door: door?,
             body,
@@ -76,7 +79,7 @@ impl Builder<'_> {
             catalogue,
             log,
             runtime,
-            notices,
+            notices: Vec::new(),
         })
     }
 
@@ -137,6 +140,12 @@ impl Builder<'_> {
                     .unwrap_or_default(),
             );
         }
+        if checked.is_empty_list(&["listener", "client_crl"]) {
+            self.fault(
+                &["listener", "client_crl"],
+                "the list is empty: leave the key out to go without revocation",
+            );
+        }
         if path("private_key").is_some_and(files::is_open_to_others) {
             let message =
                 "the file is open to others: chmod 0400, or 0440 with the process's group";
@@ -161,9 +170,19 @@ impl Builder<'_> {
         };
         let tls = match listener::tls::server_config(&material) {
             Ok(tls) => tls,
-            Err(error) => {
-                let hint = "certificate and private_key must belong together, and client_ca hold CA certificates";
-                self.fault_with_hint(&["listener", "certificate"], error.to_string(), hint);
+            Err(Error::Certificate(rustls::Error::InconsistentKeys(_))) => {
+                self.fault(
+                    &["listener", "certificate"],
+                    "certificate and private_key don't belong together",
+                );
+                return None;
+            }
+            Err(Error::Certificate(error)) => {
+                self.fault(&["listener", "certificate"], error.to_string());
+                return None;
+            }
+            Err(Error::Clients(error)) => {
+                self.fault(&["listener", "client_ca"], error.to_string());
                 return None;
             }
         };
@@ -250,11 +269,23 @@ impl Builder<'_> {
             let known = catalogue
                 .get(written)
                 .map(|operation| Ok(operation.name.clone()));
+            let unknown = known.is_none();
             let name = known
                 .unwrap_or_else(|| OperationName::new(written).map_err(|error| error.to_string()));
             let Some(name) = self.keep(&["operations", written], name) else {
                 continue;
             };
+            // To pause or change a misspelled operation would do nothing; one of that very name says its class.
+            if unknown
+                && checked.text(&key("class")).is_none()
+                && let Some(near) = nearest(written, &catalogue)
+            {
+                let hint = format!(
+                    "did you mean {:?}? If there is one of this name too, write its class",
+                    near.as_str()
+                );
+                self.fault_with_hint(&["operations", written], "isn't in the catalogue", hint);
+            }
             let lookup = checked
                 .text(&key("lookup"))
                 .map(|text| OperationName::new(text).map_err(|error| error.to_string()));
@@ -281,22 +312,17 @@ impl Builder<'_> {
                 AccountName::new(written).map_err(|error| error.to_string()),
             );
             let upstream = checked.text(&key("upstream")).and_then(|upstream| {
-                let known = checked.names("upstreams").contains(&upstream);
-                let upstream = if known {
-                    UpstreamName::new(upstream).ok()
-                } else {
-                    None
-                };
-                if !known {
-                    self.fault(
+                let known = checked.names("upstreams");
+                if !known.contains(&upstream) {
+                    let message = format!("there is no [upstreams.{upstream}]");
+                    self.faults.push(checked.fault(
                         &key("upstream"),
-                        format!(
-                            "there is no [upstreams.{}]",
-                            checked.text(&key("upstream")).unwrap_or_default()
-                        ),
-                    );
+                        message,
+                        closest(upstream, &known),
+                    ));
+                    return None;
                 }
-                upstream
+                UpstreamName::new(upstream).ok()
             });
             let app_id = checked
                 .text(&key("app_id"))
@@ -304,18 +330,18 @@ impl Builder<'_> {
             let app_id = app_id.and_then(|app_id| self.keep(&key("app_id"), app_id));
             let app_key = checked
                 .text(&key("app_key_file"))
-                .map(|path| (path, files::app_key(Path::new(path))));
-            if let Some((path, Err(fault))) = &app_key {
+                .map(|path| files::app_key(Path::new(path)));
+            if let Some(Err(fault)) = &app_key {
                 let place = key("app_key_file");
                 let hint = (!refuse).then(|| "this account is disabled".to_owned());
-                let fault = checked.fault(&place, format!("{path}: {fault}"), hint);
+                let fault = checked.fault(&place, fault.to_string(), hint);
                 if refuse {
                     self.faults.push(fault)
                 } else {
                     self.notices.push(fault)
                 }
             }
-            let (Some(name), Some(upstream), Some(app_id), Some((_, app_key))) =
+            let (Some(name), Some(upstream), Some(app_id), Some(app_key)) =
                 (name, upstream, app_id, app_key)
             else {
                 continue;
@@ -403,19 +429,31 @@ impl Builder<'_> {
                 .iter()
                 .any(|name| pattern.matches(name))
             {
-                self.fault(&key("accounts"), format!("{text:?} matches no account"));
+                let hint = closest(text, &checked.names("accounts"));
+                self.faults.push(checked.fault(
+                    &key("accounts"),
+                    format!("{text:?} matches no account"),
+                    hint,
+                ));
             }
         }
         for (pattern, text) in operations.iter().zip(checked.texts(&key("operations"))) {
-            if !catalogue
+            let path = key("operations");
+            let mut matching = catalogue
                 .iter()
-                .any(|operation| pattern.matches(operation.name.as_str()))
-            {
-                let near = nearest(text, catalogue).map_or_else(|| "an operation outside the catalogue needs its own [operations.\"module/method\"]".to_owned(), |near| format!("did you mean {:?}?", near.as_str()));
+                .filter(|operation| pattern.matches(operation.name.as_str()))
+                .peekable();
+            if matching.peek().is_none() {
+                let near = nearest(text, catalogue).map_or_else(
+                    || "an operation outside the catalogue needs its own [operations.\"module/method\"]".to_owned(),
+                    |near| format!("did you mean {:?}?", near.as_str()),
+                );
+                self.fault_with_hint(&path, format!("{text:?} matches no operation"), near);
+            } else if !pattern.is_exact() && matching.all(|operation| operation.explicit) {
                 self.fault_with_hint(
-                    &key("operations"),
-                    format!("{text:?} matches no operation"),
-                    near,
+                    &path,
+                    format!("{text:?} grants nothing"),
+                    "what it matches is granted by its exact name alone",
                 );
             }
         }
@@ -489,14 +527,26 @@ impl Builder<'_> {
 }
 
 fn nearest(text: &str, catalogue: &Catalogue) -> Option<OperationName> {
-    let scored = catalogue.iter().map(|operation| {
-        (
-            strsim::jaro_winkler(operation.name.as_str(), text),
-            operation,
-        )
-    });
-    let (likeness, operation) = scored.max_by(|one, other| one.0.total_cmp(&other.0))?;
-    (likeness > 0.9).then(|| operation.name.clone())
+    let names = catalogue
+        .iter()
+        .map(|operation| (&operation.name, operation.name.as_str()));
+    most_alike(text, names, 0.9).cloned()
+}
+
+fn closest(text: &str, names: &[&str]) -> Option<String> {
+    let near = most_alike(text, names.iter().map(|name| (*name, *name)), 0.7)?;
+    Some(format!("did you mean {near:?}?"))
+}
+
+/// What was most likely meant, if any of it is alike enough.
+fn most_alike<'a, T>(
+    text: &str,
+    names: impl Iterator<Item = (T, &'a str)>,
+    likeness_min: f64,
+) -> Option<T> {
+    let scored = names.map(|(item, name)| (strsim::jaro_winkler(name, text), item));
+    let (likeness, item) = scored.max_by(|one, other| one.0.total_cmp(&other.0))?;
+    (likeness > likeness_min).then_some(item)
 }
 
 /// A word of a closed set, in the spelling that the catalogue has too.

@@ -18,10 +18,10 @@ use crate::config::keys::Key;
 use crate::config::layers::Layers;
 use crate::config::layers::Origin;
 use crate::config::value::Data;
-use crate::config::value::describe;
 use crate::config::value::from_text;
 use crate::config::value::from_toml;
 use crate::config::value::from_value;
+use crate::config::value::kind_of;
 use crate::config::value::resolve;
 
 /// All values, the defaults among them, by their path.
@@ -72,7 +72,7 @@ impl<'a> Checked<'a> {
                     self.table(path, inner, faults);
                 }
                 (Found::Table, value) => {
-                    let message = format!("a table is wanted, but {} was found", describe(value));
+                    let message = format!("a table is wanted, but {} was found", kind_of(value));
                     faults.push(self.fault_at(
                         path,
                         value,
@@ -280,6 +280,11 @@ impl<'a> Checked<'a> {
         } else {
             &[]
         }
+    }
+
+    /// A list that was written, and has nothing in it.
+    pub(super) fn is_empty_list(&self, path: &[&str]) -> bool {
+        matches!(self.data(path), Some(Data::Texts(texts)) if texts.is_empty())
     }
 
     /// An address, if written rightly.

@@ -1,6 +1,8 @@
 //! Files that configuration names: certificates, revocation lists, and the secrets.
 
 use std::fs::File;
+use std::io;
+use std::io::ErrorKind;
 use std::io::Read;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
@@ -32,7 +34,11 @@ pub(super) fn app_key(path: &Path) -> Result<AppKey, KeyFault> {
         .read(true)
         .custom_flags(nonblocking)
         .open(path);
-    let file = opened.map_err(|_| KeyFault::Unreadable)?;
+    let file = opened.map_err(|error| match error.kind() {
+        ErrorKind::NotFound => KeyFault::Missing,
+        ErrorKind::PermissionDenied => KeyFault::Forbidden,
+        _ => KeyFault::Unreadable,
+    })?;
     let status = fstat(&file).map_err(|_| KeyFault::Unreadable)?;
     if !file.metadata().is_ok_and(|metadata| metadata.is_file()) {
         return Err(KeyFault::Unreadable);
@@ -105,11 +111,12 @@ pub(super) fn roots(path: &Path) -> Result<RootCertStore, String> {
 
 /// The private key of a PEM file.
 pub(super) fn private_key(path: &Path) -> Result<PrivateKeyDer<'static>, String> {
-    let bytes = Zeroizing::new(read(path)?);
-    PrivateKeyDer::from_pem_slice(&bytes).map_err(|error| match error {
-        pem::Error::NoItemsFound => format!("{}: there's no private key in it", path.display()),
-        // What the file holds isn't repeated.
-        _ => format!("{}: not a private key in PEM", path.display()),
+    // Neither the path, which may be a key in the wrong place, nor what the file holds is repeated.
+    let bytes =
+        read_bytes(path).map_err(|error| format!("the file can't be read: {}", error.kind()))?;
+    PrivateKeyDer::from_pem_slice(&Zeroizing::new(bytes)).map_err(|error| match error {
+        pem::Error::NoItemsFound => "there's no private key in it".to_owned(),
+        _ => "it isn't a private key in PEM".to_owned(),
     })
 }
 
@@ -128,13 +135,20 @@ fn several<T>(
 }
 
 fn read(path: &Path) -> Result<Vec<u8>, String> {
-    let bytes = File::open(path).and_then(|file| {
-        let mut bytes = Vec::new();
-        file.take(PEM_BYTES_MAX)
-            .read_to_end(&mut bytes)
-            .map(|_| bytes)
-    });
-    bytes.map_err(|error| format!("{} can't be read: {error}", path.display()))
+    read_bytes(path).map_err(|error| format!("{} can't be read: {error}", path.display()))
+}
+
+fn read_bytes(path: &Path) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    File::open(path)?
+        .take(PEM_BYTES_MAX + 1)
+        .read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > PEM_BYTES_MAX {
+        return Err(io::Error::other(format!(
+            "it's larger than {PEM_BYTES_MAX} bytes"
+        )));
+    }
+    Ok(bytes)
 }
 
 #[cfg(test)]

@@ -22,6 +22,7 @@ use crate::config::build::Builder;
 use crate::config::check::Checked;
 use crate::config::fault::Fault;
 use crate::config::fault::Faults;
+use crate::config::fault::Place;
 use crate::config::layers::Layers;
 use crate::identity::Identity;
 use crate::listener;
@@ -95,25 +96,38 @@ pub fn load(path: &Path, flags: &[(String, String)]) -> Result<Config, Faults> {
         return Err(Faults(faults));
     }
     let checked = Checked::new(&layers, &mut faults);
-    let config = Builder {
+    let mut notices = Vec::new();
+    let builder = Builder {
         checked: &checked,
         faults: &mut faults,
-        notices: Vec::new(),
-    }
-    .config();
-    match config {
-        Some(config) if faults.is_empty() => Ok(config),
-        Some(_) | None => Err(Faults(faults)),
+        notices: &mut notices,
+    };
+    match builder.config() {
+        Some(config) if faults.is_empty() => Ok(Config { notices, ..config }),
+        Some(_) | None => {
+            // Who mends the faults wants to know of these too.
+            faults.append(&mut notices);
+            Err(Faults(faults))
+        }
     }
 }
 
 /// The admin address alone, for whoever asks a running gateway how it is: faults elsewhere in a file that was edited since don't
 /// matter to it.
-#[must_use]
-pub fn admin_address(path: &Path, flags: &[(String, String)]) -> Option<SocketAddr> {
-    let mut ignored = Vec::new();
-    let layers = Layers::read(path, flags, &mut ignored);
-    Checked::new(&layers, &mut ignored).address(&["admin", "address"])
+///
+/// # Errors
+/// When there's no such file, or the address itself or a flag is wrong.
+pub fn admin_address(path: &Path, flags: &[(String, String)]) -> Result<SocketAddr, Faults> {
+    let mut faults = Vec::new();
+    let layers = Layers::read(path, flags, &mut faults);
+    let unreadable = faults.len();
+    let checked = Checked::new(&layers, &mut faults);
+    let matters = |fault: &Fault| fault.place == Place::Flag || fault.key.starts_with("admin");
+    match checked.address(&["admin", "address"]) {
+        Some(address) if unreadable == 0 && !faults.iter().any(matters) => Ok(address),
+        _ if unreadable > 0 => Err(Faults(faults.into_iter().take(unreadable).collect())),
+        _ => Err(Faults(faults.into_iter().filter(matters).collect())),
+    }
 }
 
 #[cfg(test)]

@@ -24,7 +24,7 @@ pub(super) enum Data {
     Addresses(Vec<SocketAddr>),
 }
 
-pub(super) fn describe(value: &Value) -> String {
+fn describe(value: &Value) -> String {
     match value {
         Value::String(_, text) => format!("the text {text:?}"),
         Value::Char(_, character) => format!("the text \"{character}\""),
@@ -33,9 +33,19 @@ pub(super) fn describe(value: &Value) -> String {
             || "a number".to_owned(),
             |number| format!("the number {number}"),
         ),
-        Value::Empty(..) => "nothing".to_owned(),
-        Value::Dict(..) => "a table".to_owned(),
-        Value::Array(..) => "a list".to_owned(),
+        Value::Empty(..) | Value::Dict(..) | Value::Array(..) => kind_of(value).to_owned(),
+    }
+}
+
+/// What it is without what it says: it may be a secret in the wrong place.
+pub(super) fn kind_of(value: &Value) -> &'static str {
+    match value {
+        Value::String(..) | Value::Char(..) => "a text",
+        Value::Bool(..) => "true or false",
+        Value::Num(..) => "a number",
+        Value::Empty(..) => "nothing",
+        Value::Dict(..) => "a table",
+        Value::Array(..) => "a list",
     }
 }
 
@@ -126,10 +136,11 @@ pub(super) fn from_value(key: &Key, value: &Value) -> Result<Data, String> {
                 Kind::Address => "a text such as \"127.0.0.1:8443\"",
                 Kind::Addresses | Kind::Texts | Kind::Files => "a list of texts",
             };
-            Err(format!(
-                "{wanted} is wanted, but {} was found",
-                describe(value)
-            ))
+            let found = match kind {
+                Kind::File | Kind::Files | Kind::Text => kind_of(value).to_owned(),
+                _ => describe(value),
+            };
+            Err(format!("{wanted} is wanted, but {found} was found"))
         }
     }
 }
