@@ -1,5 +1,6 @@
 //! Metrics and health, for Prometheus and for whoever restarts containers. Plain HTTP, no secrets, nothing that changes anything.
 
+use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,16 +20,18 @@ use hyper_util::rt::TokioIo;
 use hyper_util::rt::TokioTimer;
 use tokio::net::TcpListener;
 use tokio::net::TcpStream;
-use tokio::sync::Semaphore;
+use tokio::task::AbortHandle;
 use tokio::time::sleep;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
 
 use crate::observe::metrics::Metrics;
 
-/// Connections at a time; more wait.
+/// Connections at a time. Another one takes the place of the oldest: who is silent can't keep Prometheus or a health check out.
 const CONNECTIONS_MAX: usize = 64;
+
+/// From connecting to the end of a request's head.
+const HEADER_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// A connection ends after this time, whatever it does: scrapes are short.
 const CONNECTION_TIMEOUT: Duration = Duration::from_secs(30);
@@ -48,27 +51,24 @@ pub struct Admin {
 impl Admin {
     /// Serves until `stop` is cancelled, and lets what is under way end with the runtime.
     pub async fn serve(self: Arc<Self>, listener: TcpListener, stop: CancellationToken) {
-        let permits = Arc::new(Semaphore::new(CONNECTIONS_MAX));
-        let tasks = TaskTracker::new();
+        let mut open: VecDeque<AbortHandle> = VecDeque::new();
         loop {
-            let permit = Arc::clone(&permits)
-                .acquire_owned()
-                .await
-                .expect("the semaphore is never closed");
             let accepted = tokio::select! {
                 accepted = listener.accept() => accepted,
                 () = stop.cancelled() => return,
             };
-            match accepted {
-                Ok((stream, _)) => {
-                    let admin = Arc::clone(&self);
-                    tasks.spawn(async move {
-                        let _permit = permit;
-                        let _ = timeout(CONNECTION_TIMEOUT, admin.connection(stream)).await;
-                    });
-                }
-                Err(_) => sleep(ACCEPT_PAUSE).await,
+            let Ok((stream, _)) = accepted else {
+                sleep(ACCEPT_PAUSE).await;
+                continue;
+            };
+            open.retain(|connection| !connection.is_finished());
+            if open.len() == CONNECTIONS_MAX
+                && let Some(oldest) = open.pop_front()
+            {
+                oldest.abort();
             }
+            let connection = timeout(CONNECTION_TIMEOUT, Arc::clone(&self).connection(stream));
+            open.push_back(tokio::spawn(connection).abort_handle());
         }
     }
 
@@ -80,7 +80,7 @@ impl Admin {
         // A scraper that goes away is no news.
         let _ = http1::Builder::new()
             .timer(TokioTimer::new())
-            .header_read_timeout(CONNECTION_TIMEOUT)
+            .header_read_timeout(HEADER_TIMEOUT)
             .serve_connection(TokioIo::new(stream), service)
             .await;
     }
