@@ -18,14 +18,14 @@ pub(super) fn run(configured: &Configured) -> anyhow::Result<ExitCode> {
     if !config.notices.is_empty() {
         return Ok(say_faults(&Faults(config.notices)));
     }
-    let (accounts, callers, operations) = (
-        config.accounts.len(),
-        config.callers.len(),
-        config.catalogue.iter().count(),
-    );
+    let counted =
+        |count: usize, word: &str| format!("{count} {word}{}", if count == 1 { "" } else { "s" });
+    let accounts = counted(config.accounts.len(), "account");
+    let callers = counted(config.callers.len(), "caller");
+    let operations = counted(config.catalogue.iter().count(), "operation");
     writeln!(
         io::stdout().lock(),
-        "{}: good ({accounts} accounts, {callers} callers, {operations} operations)",
+        "{}: good ({accounts}, {callers}, {operations})",
         configured.config.display()
     )?;
     Ok(ExitCode::SUCCESS)

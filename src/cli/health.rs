@@ -25,6 +25,7 @@ use tokio::runtime;
 use tokio::time::timeout;
 
 use crate::cli::Configured;
+use crate::cli::say_faults;
 use crate::config;
 
 /// A healthy gateway answers in a millisecond.
@@ -34,9 +35,10 @@ const TIMEOUT: Duration = Duration::from_secs(3);
 const BODY_BYTES_MAX: usize = 4_096;
 
 pub(super) fn run(configured: &Configured) -> anyhow::Result<ExitCode> {
-    let address = config::admin_address(&configured.config, &configured.set)
-        .context("admin.address isn't an address")?;
-    let address = reachable(address);
+    let address = match config::admin_address(&configured.config, &configured.set) {
+        Ok(address) => reachable(address),
+        Err(faults) => return Ok(say_faults(&faults)),
+    };
     let runtime = runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;

@@ -28,6 +28,7 @@ use rcgen::SanType;
 use rcgen::SerialNumber;
 use time::Duration;
 use time::OffsetDateTime;
+use uuid::Uuid;
 
 use crate::clock::Clock;
 use crate::identity::Identity;
@@ -52,6 +53,9 @@ pub(super) struct Arguments {
 fn caller(text: &str) -> Result<(String, Identity), String> {
     let (name, identity) = text.split_once('=').ok_or("write it as name=identity")?;
     let legal = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_';
+    if name == "gateway" || name == "callers-ca" {
+        return Err(format!("{name} is the name of another file that is made"));
+    }
     if name.is_empty() || !name.bytes().all(legal) {
         return Err("the name becomes a file's: letters, digits, - and _ alone".to_owned());
     }
@@ -80,7 +84,9 @@ impl Authority {
         let now =
             OffsetDateTime::from_unix_timestamp(i64::try_from(clock.since_epoch().as_secs())?)?;
         let (from, until) = (now - Duration::HOUR, now + Duration::days(days.into()));
-        let mut params = params("kybio-gateway throwaway CA", from, until);
+        // Each has a name of its own, or a certificate of another one would seem to have a broken signature.
+        let name = format!("kybio-gateway throwaway CA {}", Uuid::now_v7().simple());
+        let mut params = params(&name, from, until);
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
         Ok(Self {

@@ -21,7 +21,8 @@ pub(super) fn run(configured: &Configured) -> anyhow::Result<ExitCode> {
         Ok(config) => config,
         Err(faults) => return Ok(say_faults(&faults)),
     };
-    let _log = tracing::subscriber::set_global_default(log::subscriber(&config.log));
+    let (subscriber, _writer) = log::subscriber(&config.log);
+    let _ = tracing::subscriber::set_global_default(subscriber);
     for notice in &config.notices {
         tracing::warn!(%notice, "configuration");
     }
@@ -57,11 +58,12 @@ pub(super) fn run(configured: &Configured) -> anyhow::Result<ExitCode> {
 async fn signals(stop: Stop) {
     tokio::spawn(hang_ups());
     ended_by_signal().await;
-    tracing::info!("asked to end");
+    // First what matters, then the word on it.
     stop.draining.cancel();
+    tracing::info!("asked to end");
     ended_by_signal().await;
-    tracing::warn!("asked to end at once");
     stop.cut.cancel();
+    tracing::warn!("asked to end at once");
 }
 
 /// A SIGHUP, which would end the process if nobody watched for it, changes nothing: the configuration is read at start.

@@ -4,6 +4,7 @@ use std::fs;
 use std::io;
 use std::io::Write;
 use std::net::SocketAddr;
+use std::path::Path;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -57,7 +58,7 @@ fn account(text: &str) -> Result<(String, PathBuf), String> {
 
 pub(super) fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
     let tls = match (&arguments.certificate, &arguments.private_key) {
-        (Some(certificate), Some(key)) => Some(acceptor(&fs::read(certificate)?, &fs::read(key)?)?),
+        (Some(certificate), Some(key)) => Some(acceptor(&read(certificate)?, &read(key)?)?),
         _ if arguments.address.ip().is_loopback() => None,
         _ => bail!(
             "plain HTTP is for this machine alone: give --certificate and --private-key, or a loopback --address"
@@ -79,11 +80,16 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
         level: log::Level::Info,
         plain: environment::no_color(),
     };
-    let _log = tracing::subscriber::set_global_default(log::subscriber(&log));
+    let (subscriber, _writer) = log::subscriber(&log);
+    let _ = tracing::subscriber::set_global_default(subscriber);
     let runtime = runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
     runtime.block_on(serve(settings, tls, arguments.address))
+}
+
+fn read(path: &Path) -> anyhow::Result<Vec<u8>> {
+    fs::read(path).with_context(|| path.display().to_string())
 }
 
 async fn serve(

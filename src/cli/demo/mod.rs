@@ -70,7 +70,8 @@ async fn show(once: bool) -> anyhow::Result<ExitCode> {
             level: log::Level::Info,
             plain: environment::no_color(),
         };
-        let _log = tracing::subscriber::set_global_default(log::subscriber(&settings));
+        let (subscriber, _writer) = log::subscriber(&settings);
+        let _ = tracing::subscriber::set_global_default(subscriber);
         // The log goes first: what is pasted is to be seen.
         paper.curl(scene.folder(), address)?;
         ended_by_signal().await;

@@ -16,7 +16,7 @@ const BAD: Style = AnsiColor::Yellow.on_default();
 const NEW: Style = AnsiColor::Cyan.on_default();
 
 /// A reply longer than this is cut: the tour is to be read.
-const REPLY_CHARACTERS_MAX: usize = 400;
+const REPLY_CHARACTERS_MAX: usize = 600;
 
 /// Standard output, with styles that are dropped where they would be noise.
 pub(super) struct Paper(AutoStream<std::io::Stdout>);

@@ -99,7 +99,11 @@ pub(super) async fn take(
             .await
             .context(stop.title)?;
     }
-    paper.step(STOPS.len() + 1, "The metrics that moved")?;
+    let all = STOPS.len();
+    paper.step(
+        all + 1,
+        &format!("{all} of {all} calls ended as they should; the metrics that moved"),
+    )?;
     let after = counters(&caller::metrics(admin).await?);
     for (series, value) in after {
         let by = value - before.get(&series).copied().unwrap_or_default();
