@@ -162,7 +162,9 @@ async fn only_granted_operations_are_reached_and_explicit_ones_by_name_alone() {
     let upstream = Upstream::start(&pki).await;
     let mut setup = Setup::new(&pki, Some(upstream.address));
     setup.orders = setup.orders.replace("[\"*\"]\noperations = [\"*\"]", "[\"main\"]\noperations = [\"customerOpenApi/query*\", \"openNotificationOpenApi/*\", \"customOpenApi/doIt\"]");
-    setup.more.push_str("[operations.\"customOpenApi/doIt\"]\n");
+    setup
+        .more
+        .push_str("[operations.\"customOpenApi/doIt\"]\nclass = \"non-idempotent-write\"\n");
     let gateway = setup.start().await;
     let client = gateway.client(&pki);
     for granted in [
@@ -381,7 +383,9 @@ async fn what_is_paused_is_refused_with_a_reason() {
         (503, "paused".into(), "not-sent".into(), "yes".into())
     );
     assert!(
-        answer.text().contains("this operation"),
+        answer
+            .text()
+            .contains("the operation customerOpenApi/add is paused"),
         "{}",
         answer.text()
     );

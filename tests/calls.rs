@@ -363,3 +363,134 @@ async fn stalled_callers_are_closed_by_their_clocks() {
         );
     }
 }
+
+/// Raw bytes on a connection with the certificate of `orders`, and all that comes back.
+async fn raw(gateway: &Gateway, pki: &Pki, bytes: &str) -> String {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let mut stream = gateway.client(pki).stream().await.unwrap();
+    stream.write_all(bytes.as_bytes()).await.unwrap();
+    let mut answer = Vec::new();
+    let _ = stream.read_to_end(&mut answer).await;
+    String::from_utf8(answer).unwrap()
+}
+
+/// On HTTP/1.0 nobody can tell whether there's a body: it would be thrown away, and an empty call made.
+#[tokio::test]
+async fn a_body_without_a_length_is_refused_on_http_1_0_and_there_is_none_on_http_1_1() {
+    let pki = Pki::new();
+    let upstream = Upstream::start(&pki).await;
+    let gateway = started(&upstream, &pki, "").await;
+    let head = |version: &str| {
+        format!(
+            "POST /openapi/v1/customerOpenApi/queryByUid HTTP/{version}\r\nhost: gateway.test\r\ncontent-type: application/json\r\n\r\n"
+        )
+    };
+    let answer = raw(&gateway, &pki, &format!("{}{{\"a\":1}}", head("1.0"))).await;
+    assert!(
+        answer.starts_with("HTTP/1.0 411") && answer.contains("\"code\":\"length-required\""),
+        "{answer}"
+    );
+    assert!(upstream.seen().is_empty());
+    // RFC 9112 section 6.3: without a length there is no body, and what follows is another request, or none.
+    let answer = raw(
+        &gateway,
+        &pki,
+        &format!("{}{{\"a\":1}}\r\n\r\n", head("1.1")),
+    )
+    .await;
+    assert!(
+        answer.starts_with("HTTP/1.1 200") && answer.contains("HTTP/1.1 400"),
+        "{answer}"
+    );
+    assert_eq!(upstream.only().text(), "{\"appId\":\"abcdefghijklmn\"}");
+}
+
+#[tokio::test]
+async fn malformed_requests_leave_a_trace() {
+    let pki = Pki::new();
+    let upstream = Upstream::start(&pki).await;
+    let gateway = started(&upstream, &pki, "").await;
+    let request = "POST /openapi/v1/customerOpenApi/add HTTP/1.1\r\nhost: gateway.test\r\ntransfer-encoding: xchunked\r\n\r\n{}";
+    assert!(
+        raw(&gateway, &pki, request)
+            .await
+            .starts_with("HTTP/1.1 400")
+    );
+    gateway
+        .event(|event| event["message"] == "a malformed request was refused")
+        .await;
+    assert_eq!(
+        gateway
+            .metric("kybio_gateway_downstream_malformed_total")
+            .await,
+        1.0
+    );
+    assert!(upstream.seen().is_empty());
+}
+
+#[tokio::test]
+async fn an_answer_that_is_being_taken_is_not_cut_by_the_idle_clock() {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let pki = Pki::new();
+    let large = format!(
+        "{{\"status\":\"success\",\"data\":\"{}\"}}",
+        "x".repeat(8 << 20)
+    );
+    let upstream = Upstream::scripted(&pki, move |_| Act::ok(large.clone())).await;
+    let mut setup = Setup::new(&pki, Some(upstream.address));
+    setup.listener.push_str("idle_timeout = \"300ms\"\n");
+    let gateway = setup.start().await;
+    let mut stream = gateway.client(&pki).stream().await.unwrap();
+    stream.write_all(b"POST /openapi/v1/customerOpenApi/queryByUid HTTP/1.1\r\nhost: gateway.test\r\ncontent-length: 0\r\n\r\n").await.unwrap();
+    // A reader that takes some 6 MB a second: the whole takes longer than the idle time, and no piece of it does.
+    let mut tick = tokio::time::interval(std::time::Duration::from_millis(10));
+    let (mut taken, mut piece) = (0, vec![0; 64 * 1024]);
+    while taken < 8 << 20 {
+        tick.tick().await;
+        let count = stream.read(&mut piece).await.unwrap();
+        assert_ne!(count, 0, "cut after {taken} bytes");
+        taken += count;
+    }
+}
+
+#[tokio::test]
+async fn an_http2_caller_that_takes_nothing_is_given_up_whatever_else_it_asks() {
+    let pki = Pki::new();
+    let large = format!(
+        "{{\"status\":\"success\",\"data\":\"{}\"}}",
+        "x".repeat(1 << 20)
+    );
+    let upstream = Upstream::scripted(&pki, move |_| Act::ok(large.clone())).await;
+    let mut setup = Setup::new(&pki, Some(upstream.address));
+    setup.listener.push_str("write_timeout = \"500ms\"\n");
+    let gateway = setup.start().await;
+    let stream = gateway.http2_client(&pki).stream().await.unwrap();
+    let (mut sender, connection) =
+        hyper::client::conn::http2::Builder::new(hyper_util::rt::TokioExecutor::new())
+            .initial_stream_window_size(1_024)
+            .handshake::<_, Full<bytes::Bytes>>(hyper_util::rt::TokioIo::new(stream))
+            .await
+            .unwrap();
+    let connection = tokio::spawn(connection);
+    let request = |path: &str| {
+        http::Request::post(format!("https://gateway.test{path}"))
+            .body(Full::default())
+            .unwrap()
+    };
+    // Its body is never read.
+    let held = sender
+        .send_request(request("/openapi/v1/customerOpenApi/queryByUid"))
+        .await
+        .unwrap();
+    while !connection.is_finished() {
+        // Cheap requests beside it don't count as taking it.
+        let _ = sender.send_request(request("/nothing")).await;
+    }
+    drop(held);
+    assert_eq!(
+        gateway
+            .metric("kybio_gateway_downstream_timeouts_total{clock=\"write\"}")
+            .await,
+        1.0
+    );
+}

@@ -218,3 +218,42 @@ async fn a_verified_certificate_that_is_nobodys_is_told_so_with_its_names() {
     );
     assert_eq!(upstream.seen().len(), 2);
 }
+
+#[tokio::test]
+#[expect(
+    clippy::disallowed_methods,
+    reason = "certificates go by the real time"
+)]
+async fn a_connection_ends_with_its_certificate() {
+    use tokio::io::AsyncReadExt;
+    let pki = Pki::new();
+    let upstream = Upstream::start(&pki).await;
+    let gateway = Setup::new(&pki, Some(upstream.address)).start().await;
+    let until =
+        time::OffsetDateTime::from(std::time::SystemTime::now()) + time::Duration::seconds(3);
+    let pair = pki.issue(&Wanted {
+        uris: &[ORDERS],
+        until,
+        ..Wanted::default()
+    });
+    for alpn in ["http/1.1", "h2"] {
+        let client = Client::new(
+            gateway.address,
+            pki.client_config(Some(&pair), &[alpn], rustls::ALL_VERSIONS),
+        );
+        assert_eq!(
+            client.call("customerOpenApi/add", "{}").await.status,
+            200,
+            "{alpn}"
+        );
+    }
+    let client = gateway.client_with(&pki, &pair);
+    let mut stream = client.stream().await.unwrap();
+    let ended = tokio::time::timeout(tools::PATIENCE, stream.read(&mut [0; 1]))
+        .await
+        .expect("it ends");
+    assert_eq!(ended.unwrap_or(0), 0);
+    while gateway.metric("kybio_gateway_downstream_connections").await > 0.0 {
+        tokio::task::yield_now().await;
+    }
+}

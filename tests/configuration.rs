@@ -31,7 +31,7 @@ fn a_good_one_is_told_so() {
     let (setup, text) = good();
     let (code, said) = check(&setup, &text);
     assert_eq!(code, Some(0), "{said}");
-    assert!(said.contains("good (1 accounts, 1 callers"), "{said}");
+    assert!(said.contains("good (1 account, 1 caller"), "{said}");
 }
 
 /// What is replaced by what, the line on which the fault is, and what is said.
@@ -121,7 +121,7 @@ const FAULTS: &[(&str, &str, &str, &[&str])] = &[
         "certificate = \"gateway.pem\"",
         "certificate = \"callers-ca.pem\"",
         "certificate = \"callers-ca.pem\"",
-        &["must belong together"],
+        &["don't belong together"],
     ),
     (
         "client_ca = \"callers-ca.pem\"\n",
@@ -140,6 +140,39 @@ const FAULTS: &[(&str, &str, &str, &[&str])] = &[
         "upstream.test",
         "base_url",
         &["write it as https://host"],
+    ),
+    (
+        "[runtime]",
+        "[operations.\"orderOpenApi/cancelOrder\"]\npaused = true\n[runtime]",
+        "[operations.",
+        &[
+            "isn't in the catalogue",
+            "did you mean \"orderOpenApi/cancleOrder\"?",
+        ],
+    ),
+    (
+        "accounts = [\"*\"]",
+        "accounts = [\"mian\"]",
+        "accounts = [",
+        &["\"mian\" matches no account", "did you mean \"main\"?"],
+    ),
+    (
+        "connections_max = 2000",
+        "client_crl = []",
+        "client_crl",
+        &["listener.client_crl: the list is empty"],
+    ),
+    (
+        "operations = [\"*\"]",
+        "operations = [\"openNotificationOpenApi/update*\"]",
+        "operations = [",
+        &["grants nothing", "by its exact name alone"],
+    ),
+    (
+        "https://upstream.test/pospal-api2",
+        "https://upstream.test:99999",
+        "base_url",
+        &["the port must be 1 to 65535"],
     ),
     (
         "base_url = \"https://upstream.test/pospal-api2\"",
@@ -311,6 +344,35 @@ fn all_faults_are_told_at_once() {
 }
 
 #[test]
+fn a_bad_key_file_is_told_beside_every_other_fault() {
+    let (setup, text) = good();
+    std::fs::remove_file(setup.path("main.key")).unwrap();
+    let (code, said) = check(
+        &setup,
+        &text.replace(
+            "certificate = \"gateway.pem\"",
+            "certificate = \"missing.pem\"",
+        ),
+    );
+    assert_eq!(code, Some(78));
+    assert!(
+        said.contains("listener.certificate") && said.contains("accounts.main.app_key_file"),
+        "{said}"
+    );
+}
+
+#[test]
+fn the_two_listeners_need_two_addresses() {
+    let (setup, text) = good();
+    let (code, said) = check(&setup, &text.replace("127.0.0.1:0", "127.0.0.1:18443"));
+    assert_eq!(code, Some(78));
+    assert!(
+        said.contains("admin.address: it's the same as listener.address"),
+        "{said}"
+    );
+}
+
+#[test]
 fn a_missing_file_and_a_misused_command_line_have_their_own_exit_codes() {
     let missing = tools::run(tools::binary().args(["check", "--config", "nowhere.toml"]));
     assert_eq!(missing.status.code(), Some(78));
@@ -467,7 +529,9 @@ fn the_shipped_files_are_good_but_for_what_they_name() {
             .filter(|line| !line.starts_with("kybio-gateway: "))
         {
             assert!(
-                line.contains("can't be read") || line.contains("matches no account"),
+                line.contains("can't be read")
+                    || line.contains("there is no such key file")
+                    || line.contains("matches no account"),
                 "{file}: {line}"
             );
         }

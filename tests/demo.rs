@@ -158,6 +158,12 @@ fn throwaway_certificates_are_made_once_and_keys_are_for_their_owner_alone() {
         ],
         [0o600, 0o600, 0o644, 0o644, 0o644]
     );
+    let odd = tools::run(
+        tools::binary()
+            .args(["pki", "--out", "other", "--caller", "gateway=dns:x"])
+            .current_dir(folder.path()),
+    );
+    assert_eq!(odd.status.code(), Some(2), "that name is taken");
     let again = pki();
     assert_eq!(again.status.code(), Some(1));
     assert!(

@@ -113,9 +113,11 @@ async fn what_does_not_end_in_the_drain_time_is_cut_off_and_said() {
     assert_eq!(cut["level"], "ERROR");
     let event = gateway.event(|event| event["message"] == "request").await;
     assert_eq!(
-        event["outcome"], "unknown",
+        (&event["outcome"], &event["cut"]),
+        (&"unknown".into(), &true.into()),
         "the record of what was cut tells the truth"
     );
+    assert!(event["caller_gone"].is_null(), "{event}");
     assert_eq!(gateway.ended().await.code(), Some(1));
     assert!(call.await.unwrap().is_err());
 }

@@ -5,7 +5,7 @@ use crate::support::{Gateway, Pki, Upstream, tools};
 
 /// Name, content and mode of key files that can't be used, and what is said of each.
 const BAD: [(&str, Option<&str>, u32, &str); 6] = [
-    ("missing", None, 0, "can't be read"),
+    ("missing", None, 0, "no such key file"),
     ("empty", Some(""), 0o600, "is empty"),
     ("blank", Some(" \n"), 0o600, "is empty"),
     ("readable", Some("a-key"), 0o644, "open to others"),

@@ -51,6 +51,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
         &[
             "clock",
             "identity",
+            "listener",
             "name",
             "observe",
             "operation",

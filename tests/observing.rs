@@ -272,6 +272,10 @@ async fn the_admin_pages_answer_get_alone_and_health_asks_them() {
         .local_addr()
         .unwrap();
     assert_eq!(health(&free.to_string()).status.code(), Some(1));
+    // What it was told is what counts: it doesn't ask another gateway instead.
+    assert_eq!(health("nonsense").status.code(), Some(78));
+    let nowhere = tools::run(tools::binary().args(["health", "--config", "nowhere.toml"]));
+    assert_eq!(nowhere.status.code(), Some(78));
     // A file that was broken since doesn't make a running gateway unhealthy.
     std::fs::write(
         gateway.setup.path("gateway.toml"),
@@ -279,6 +283,64 @@ async fn the_admin_pages_answer_get_alone_and_health_asks_them() {
     )
     .unwrap();
     assert_eq!(health(&gateway.admin.to_string()).status.code(), Some(0));
+}
+
+/// Whoever reads the log must be able to tell what was asked for, and by whom, when it was refused.
+#[tokio::test]
+async fn refusals_name_what_was_asked_for() {
+    let pki = Pki::new();
+    let upstream = Upstream::start(&pki).await;
+    let mut setup = Setup::new(&pki, Some(upstream.address));
+    setup.orders = setup.orders.replace(
+        "operations = [\"*\"]",
+        "operations = [\"customerOpenApi/*\"]",
+    );
+    let gateway = setup.start().await;
+    let client = gateway.client(&pki);
+    let logged = async |answer: crate::support::Answer| {
+        gateway
+            .request_event(answer.header("kybio-gateway-request-id"))
+            .await
+    };
+    let denied = logged(client.call("orderOpenApi/addOnLineOrder", "{}").await).await;
+    assert_eq!(
+        (&denied["operation"], &denied["caller"]),
+        (&"orderOpenApi/addOnLineOrder".into(), &"orders".into()),
+        "{denied}"
+    );
+    assert!(
+        denied["peer"].as_str().unwrap().starts_with("127.0.0.1:"),
+        "{denied}"
+    );
+    let long = format!("no/such{}", "x".repeat(1_000));
+    let unknown = logged(client.call(&long, "{}").await).await;
+    let target = unknown["asked"].as_str().unwrap();
+    assert!(
+        target.starts_with("POST /openapi/v1/no/suchxx") && target.len() <= 120,
+        "{unknown}"
+    );
+    // Only what is allowed makes a series.
+    assert!(!gateway.metrics().await.contains("addOnLineOrder"));
+}
+
+#[tokio::test]
+async fn writes_of_unknown_outcome_are_warnings() {
+    let pki = Pki::new();
+    let upstream = Upstream::scripted(&pki, |_| Act::Close).await;
+    let gateway = Setup::new(&pki, Some(upstream.address)).start().await;
+    let client = gateway.client(&pki);
+    for (operation, level) in [
+        ("orderOpenApi/addOnLineOrder", "WARN"),
+        ("customerOpenApi/queryByUid", "INFO"),
+    ] {
+        let answer = client.call(operation, "{}").await;
+        assert_eq!(
+            gateway
+                .request_event(answer.header("kybio-gateway-request-id"))
+                .await["level"],
+            level
+        );
+    }
 }
 
 #[tokio::test]
@@ -295,4 +357,58 @@ async fn a_caller_that_leaves_in_the_middle_of_its_body_is_logged() {
     let event = gateway.event(|event| event["message"] == "request").await;
     assert_eq!(event["outcome"], "not-sent", "{event}");
     assert!(upstream.seen().is_empty());
+}
+
+/// A log that nobody reads stops no call, and no end.
+#[tokio::test]
+async fn a_log_that_nobody_reads_stops_nothing() {
+    let pki = Pki::new();
+    let upstream = Upstream::start(&pki).await;
+    let setup = Setup::new(&pki, Some(upstream.address));
+    let mut child = tools::binary()
+        .args(["serve", "--config"])
+        .arg(setup.write())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut log = BufReader::new(child.stderr.take().unwrap());
+    let mut line = String::new();
+    log.read_line(&mut line).unwrap();
+    let listening: serde_json::Value = serde_json::from_str(&line).unwrap();
+    let address = listening["address"].as_str().unwrap().parse().unwrap();
+    let caller = pki.caller(crate::support::gateway::ORDERS);
+    let client = Client::new(
+        address,
+        pki.client_config(Some(&caller), &["http/1.1"], rustls::ALL_VERSIONS),
+    );
+    // Each line has some 400 bytes, and a pipe holds 64 KiB.
+    for _ in 0..500 {
+        assert_eq!(client.call("customerOpenApi/add", "{}").await.status, 200);
+    }
+    assert!(
+        tools::run(Command::new("kill").arg(child.id().to_string()))
+            .status
+            .success()
+    );
+    assert_eq!(
+        tokio::task::spawn_blocking(move || child.wait())
+            .await
+            .unwrap()
+            .unwrap()
+            .code(),
+        Some(0)
+    );
+    drop(log);
+}
+
+#[tokio::test]
+async fn silent_connections_to_the_admin_listener_keep_nobody_out() {
+    let pki = Pki::new();
+    let gateway = Setup::new(&pki, None).start().await;
+    let mut silent = Vec::new();
+    for _ in 0..200 {
+        silent.push(tokio::net::TcpStream::connect(gateway.admin).await.unwrap());
+    }
+    assert_eq!(gateway.admin_get("/livez").await.0, 200);
+    assert_eq!(gateway.admin_get("/readyz").await.0, 200);
 }

@@ -105,10 +105,17 @@ async fn nothing_that_comes_out_holds_a_key_or_a_signature() {
             std::fs::read(format!("/proc/{}/{file}", gateway.pid())).unwrap(),
         ));
     }
+    let in_place_of_its_file = format!("accounts.main.app_key_file={CANARY}");
+    let in_place_of_a_tls_key = format!("listener.private_key={CANARY}");
+    let in_place_of_a_table = format!("accounts.main={CANARY}");
     let config = gateway.setup.path("gateway.toml");
     for arguments in [
         &["check"][..],
         &["check", "--set", "accounts.main.app_key_file=spaced.key"],
+        // The key itself where its file belongs, or where another file or a table does.
+        &["check", "--set", &in_place_of_its_file],
+        &["check", "--set", &in_place_of_a_tls_key],
+        &["check", "--set", &in_place_of_a_table],
         &["serve", "--set", "runtime.on_bad_key=refuse"],
         &["health"],
     ] {
