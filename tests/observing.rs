@@ -381,8 +381,8 @@ async fn a_log_that_nobody_reads_stops_nothing() {
         address,
         pki.client_config(Some(&caller), &["http/1.1"], rustls::ALL_VERSIONS),
     );
-    // Each line has some 400 bytes, and a pipe holds 64 KiB.
-    for _ in 0..500 {
+    // Each line has some 400 bytes, a pipe holds 64 KiB, and 2,000 lines wait for it.
+    for _ in 0..2_500 {
         assert_eq!(client.call("customerOpenApi/add", "{}").await.status, 200);
     }
     assert!(
@@ -411,4 +411,9 @@ async fn silent_connections_to_the_admin_listener_keep_nobody_out() {
     }
     assert_eq!(gateway.admin_get("/livez").await.0, 200);
     assert_eq!(gateway.admin_get("/readyz").await.0, 200);
+    // And they cost no more than their number allows.
+    let open = std::fs::read_dir(format!("/proc/{}/fd", gateway.pid()))
+        .unwrap()
+        .count();
+    assert!(open < 64 + 40, "{open}");
 }

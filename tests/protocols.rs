@@ -97,6 +97,7 @@ async fn curl_gets_in_with_its_certificate_and_not_without() {
     let caller = pki.caller(ORDERS);
     tools::write(&setup.path("orders.pem"), caller.certificate, 0o644);
     tools::write(&setup.path("orders.key"), caller.key, 0o600);
+    std::fs::write(setup.path("large"), vec![b'x'; 2_500_000]).unwrap();
     let gateway = setup.start().await;
     let certificate = ["--cert", "orders.pem", "--key", "orders.key"];
     let sample = |file: &str| {
@@ -121,6 +122,8 @@ async fn curl_gets_in_with_its_certificate_and_not_without() {
             with(&[&["--data-binary", &broken][..], &json].concat()),
             with(&["--data-binary", &good]),
             curl(&gateway, &[&["--data-binary", &good][..], &json].concat()),
+            with(&[&["--http2", "--data-binary", "@large"][..], &json].concat()),
+            with(&[&["--http1.1", "--data-binary", "@large"][..], &json].concat()),
         ];
         (gateway, outputs)
     })
@@ -147,6 +150,12 @@ async fn curl_gets_in_with_its_certificate_and_not_without() {
         "{:?}",
         outputs[5]
     );
+    for output in &outputs[6..] {
+        assert!(
+            tools::stdout(output).contains("body-too-large"),
+            "{output:?}"
+        );
+    }
     gateway.event(|event| event["reason"] == "none").await;
     assert_eq!(upstream.seen().len(), 3);
 }

@@ -45,7 +45,7 @@ pub struct Settings {
 }
 
 /// Lines that wait for a slow reader of standard error. Beyond that they're dropped: a log that nobody reads isn't to stop the calls.
-const LINES_MAX: usize = 10_000;
+const LINES_MAX: usize = 2_000;
 
 /// Writes what is left when it's dropped, for at most a second.
 #[must_use]
