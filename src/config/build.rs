@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use rustls::RootCertStore;
 
@@ -159,6 +160,7 @@ impl Builder<'_> {
             write_timeout: checked.duration(&["listener", "write_timeout"]),
             connections_max: checked.integer(&["listener", "connections_max"]),
             connection_age_max: checked.duration(&["listener", "connection_age_max"]),
+            leaving_timeout: self.leaving_timeout(),
         };
         let refuse_expired_crl = checked.text(&["listener", "crl_expired"]) != Some("warn");
         let material = Material {
@@ -194,6 +196,16 @@ impl Builder<'_> {
             tls,
             settings,
         })
+    }
+
+    /// A body, the longest call, and its answer.
+    fn leaving_timeout(&self) -> Duration {
+        let upstreams = self.checked.names("upstreams").into_iter();
+        let total = upstreams
+            .map(|name| self.checked.duration(&["upstreams", name, "total_timeout"]))
+            .max();
+        let listener = |name| self.checked.duration(&["listener", name]);
+        listener("body_timeout") + total.unwrap_or_default() + listener("write_timeout")
     }
 
     fn upstreams(&mut self) -> Vec<upstream::Settings> {

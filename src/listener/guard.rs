@@ -92,7 +92,14 @@ impl Activity {
     /// When the caller must have done more, and by which clock.
     fn deadline(&self, limits: &Limits) -> Option<(Instant, &'static str)> {
         let state = self.state();
-        let slowest = state.answers.iter().map(|(_, moved)| *moved).min();
+        // Only where nothing else is under way: one answer that isn't taken is no reason to keep the word on a write from its caller.
+        let all_answered = state.answers.len() == state.requests;
+        let slowest = state
+            .answers
+            .iter()
+            .map(|(_, moved)| *moved)
+            .min()
+            .filter(|_| all_answered);
         match (slowest, state.requests, state.head_since, limits.head) {
             (Some(moved), _, _, _) => Some((moved + limits.write, "write")),
             (None, 0, Some(since), Some(head)) => Some((since + head, "head")),
@@ -150,8 +157,9 @@ pub struct Outgoing {
     request: Request,
 }
 
-/// Small enough to be taken within the write time by any caller worth waiting for.
-const PIECE_BYTES: usize = 64 * 1024;
+/// Small enough that a hundred answers side by side all move within the write time for any caller worth waiting for. The last piece
+/// of an answer is out of sight once it's handed on: what a caller can leave lying of it is this much for each stream.
+const PIECE_BYTES: usize = 16 * 1024;
 
 impl Outgoing {
     /// The whole body, of which nothing has been handed on yet.

@@ -63,6 +63,9 @@ pub struct Settings {
     pub connections_max: usize,
     /// After this time, give or take a tenth, a connection ends with its next answer.
     pub connection_age_max: Duration,
+    /// How long what is under way may take once a connection was asked to end: a body, its call and its answer. A caller that doesn't
+    /// want to hear it is cut off then.
+    pub leaving_timeout: Duration,
 }
 
 /// HTTP/2 requests at a time on one connection.
@@ -326,6 +329,8 @@ impl Listener {
         connection.as_mut().graceful_shutdown();
         tokio::select! {
             ended = connection => self.ended(address, ended),
+            // HTTP/2 goes on taking requests until the caller answers a ping, which it may never do.
+            () = sleep(self.settings.leaving_timeout) => {}
             () = stop.cut.cancelled() => {}
         }
     }
