@@ -1,6 +1,9 @@
 //! Where events go: standard error, as JSON or for people.
 
 use std::io::IsTerminal;
+use std::sync::mpsc;
+use std::thread;
+use std::time::Duration;
 
 use tracing::Subscriber;
 use tracing_appender::non_blocking::NonBlockingBuilder;
@@ -47,10 +50,28 @@ pub struct Settings {
 /// Lines that wait for a slow reader of standard error. Beyond that they're dropped: a log that nobody reads isn't to stop the calls.
 const LINES_MAX: usize = 2_000;
 
-/// Writes what is left when it's dropped, for at most a second.
+/// How long the lines that are left may take at the end. The library waits for a second of its own.
+const LAST_LINES_TIMEOUT: Duration = Duration::from_millis(1_200);
+
+/// Writes what is left when it's dropped, for a bounded time.
 #[must_use]
 pub struct Writer {
-    _guard: WorkerGuard,
+    guard: Option<WorkerGuard>,
+}
+
+impl Drop for Writer {
+    fn drop(&mut self) {
+        // Where nobody reads, the guard itself may block on a word that it has to say: the end doesn't wait for it.
+        let guard = self.guard.take();
+        let (done, wait) = mpsc::channel();
+        let dropping = thread::Builder::new().spawn(move || {
+            drop(guard);
+            let _ = done.send(());
+        });
+        if dropping.is_ok() {
+            let _ = wait.recv_timeout(LAST_LINES_TIMEOUT);
+        }
+    }
 }
 
 /// The subscriber that writes to standard error through a thread of its own. The caller makes it the default one, and keeps the writer
@@ -85,5 +106,5 @@ pub fn subscriber(settings: &Settings) -> (Box<dyn Subscriber + Send + Sync>, Wr
             Box::new(registry.with(layer.with_ansi(colour).with_target(false)))
         }
     };
-    (subscriber, Writer { _guard: guard })
+    (subscriber, Writer { guard: Some(guard) })
 }
