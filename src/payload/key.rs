@@ -10,13 +10,20 @@ pub(super) fn reads_as_app_id(key: &str, escaped: bool) -> bool {
     } else {
         Cow::Borrowed(key)
     };
+    // Where texts end with a NUL so does a key; elsewhere it's dropped like every control character.
+    is_app_id(&decoded)
+        || decoded
+            .split_once('\0')
+            .is_some_and(|(before, _)| is_app_id(before))
+}
+
+fn is_app_id(key: &str) -> bool {
     let mut expected = "appid".chars();
-    // Where texts end with a NUL, so does a key.
-    let characters = decoded
+    for character in key
         .chars()
-        .take_while(|character| *character != '\0')
-        .map(narrow);
-    for character in characters.filter(|character| !is_dropped(*character)) {
+        .map(narrow)
+        .filter(|character| !is_dropped(*character))
+    {
         for folded in character.to_uppercase().flat_map(char::to_lowercase) {
             // What `İ` and its like leave behind when folded.
             if folded == '\u{307}' {
@@ -45,6 +52,7 @@ fn is_dropped(character: char) -> bool {
     let invisible = matches!(
         character,
         '\u{ad}' | '\u{34f}' | '\u{61c}' | '\u{115f}'..='\u{1160}' | '\u{17b4}'..='\u{17b5}' | '\u{180b}'..='\u{180f}' | '\u{200b}'..='\u{200f}'
+            | '\u{2010}'..='\u{2015}'
             | '\u{202a}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{3164}' | '\u{fe00}'..='\u{fe0f}' | '\u{feff}' | '\u{ffa0}'
             | '\u{fff0}'..='\u{fffd}' | '\u{1bca0}'..='\u{1bca3}' | '\u{1d173}'..='\u{1d17a}' | '\u{e0000}'..='\u{e0fff}'
     );

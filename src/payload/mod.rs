@@ -76,8 +76,7 @@ pub enum Error {
 pub fn check_head(headers: &HeaderMap, version: Version, empty: bool) -> Result<(), Error> {
     // HTTP/1.1 without a length has no body (RFC 9112 section 6.3), and libraries send empty ones so. HTTP/1.0 leaves it open
     // (RFC 1945 section 7.2.2): to take it for empty would be to throw away what somebody meant to send.
-    let length = headers.contains_key(header::CONTENT_LENGTH);
-    if version < Version::HTTP_11 && !length && headers.contains_key(header::CONTENT_TYPE) {
+    if version < Version::HTTP_11 && !headers.contains_key(header::CONTENT_LENGTH) {
         return Err(Error::LengthMissing);
     }
     let encoded = headers

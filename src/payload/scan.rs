@@ -695,6 +695,9 @@ mod tests {
             "ａｐｐＩｄ",
             "appId\\ud800",
             "appId\\u0000x",
+            "\\u0000appId",
+            "app\\u0000Id",
+            "app\u{2010}Id",
         ];
         for key in looks {
             assert_eq!(
