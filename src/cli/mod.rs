@@ -38,7 +38,7 @@ enum Command {
     Serve(Configured),
     /// Report every fault of the configuration; exit 78 if there is one
     Check(Configured),
-    /// Ask the running gateway whether it takes requests; exit 0 or 1
+    /// Ask the running gateway whether it takes requests; exit 0 if it does
     Health(Configured),
     /// Stand in for a KYBIO host
     Simulate(simulate::Arguments),

@@ -112,21 +112,23 @@ pub fn load(path: &Path, flags: &[(String, String)]) -> Result<Config, Faults> {
     }
 }
 
-/// The admin address alone, for whoever asks a running gateway how it is: faults elsewhere in a file that was edited since don't
-/// matter to it.
+/// The admin address alone, for whoever asks a running gateway how it is. That a file was broken since it was read doesn't matter to
+/// the gateway: what can't be read any more counts as not written.
 ///
 /// # Errors
 /// When there's no such file, or the address itself or a flag is wrong.
 pub fn admin_address(path: &Path, flags: &[(String, String)]) -> Result<SocketAddr, Faults> {
     let mut faults = Vec::new();
     let layers = Layers::read(path, flags, &mut faults);
-    let unreadable = faults.len();
+    if !path.is_file() {
+        return Err(Faults(faults));
+    }
+    let mut faults = Vec::new();
     let checked = Checked::new(&layers, &mut faults);
     let matters = |fault: &Fault| fault.place == Place::Flag || fault.key.starts_with("admin");
     match checked.address(&["admin", "address"]) {
-        Some(address) if unreadable == 0 && !faults.iter().any(matters) => Ok(address),
-        _ if unreadable > 0 => Err(Faults(faults.into_iter().take(unreadable).collect())),
-        _ => Err(Faults(faults.into_iter().filter(matters).collect())),
+        Some(address) if !faults.iter().any(matters) => Ok(address),
+        Some(_) | None => Err(Faults(faults.into_iter().filter(matters).collect())),
     }
 }
 

@@ -64,13 +64,16 @@ async fn show(once: bool) -> anyhow::Result<ExitCode> {
         toured = tour::take(&mut paper, &scene, address, admin) => toured,
         () = ended_by_signal() => Err(anyhow::anyhow!("ended before the tour was over")),
     };
+    // Kept to the end, so that the last lines are written.
+    let mut writer = None;
     if let (Ok(()), false) = (&toured, once) {
         let settings = log::Settings {
             format: log::Format::Human,
             level: log::Level::Info,
             plain: environment::no_color(),
         };
-        let (subscriber, _writer) = log::subscriber(&settings);
+        let (subscriber, kept) = log::subscriber(&settings);
+        writer = Some(kept);
         let _ = tracing::subscriber::set_global_default(subscriber);
         // The log goes first: what is pasted is to be seen.
         paper.curl(scene.folder(), address)?;
@@ -83,5 +86,6 @@ async fn show(once: bool) -> anyhow::Result<ExitCode> {
     ended
         .map_err(|_| anyhow::anyhow!("the gateway panicked"))?
         .context("the gateway")?;
+    drop(writer);
     toured.map(|()| ExitCode::SUCCESS)
 }
