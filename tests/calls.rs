@@ -494,3 +494,30 @@ async fn an_http2_caller_that_takes_nothing_is_given_up_whatever_else_it_asks() 
         1.0
     );
 }
+
+/// HTTP/2 asks a caller to leave with a ping. One that never answers it isn't kept, whatever its age or its certificate say.
+#[tokio::test]
+async fn a_caller_that_does_not_want_to_leave_is_cut_off() {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let pki = Pki::new();
+    let upstream = Upstream::start(&pki).await;
+    let mut setup = Setup::new(&pki, Some(upstream.address));
+    setup.listener.push_str(
+        "connection_age_max = \"1s\"\nbody_timeout = \"100ms\"\nwrite_timeout = \"100ms\"\n",
+    );
+    setup.kybio.push_str("total_timeout = \"100ms\"\n");
+    let gateway = setup.start().await;
+    let mut stream = gateway.http2_client(&pki).stream().await.unwrap();
+    // RFC 9113 section 3.4: the preface, and settings that change nothing.
+    stream
+        .write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0")
+        .await
+        .unwrap();
+    let mut frames = Vec::new();
+    let ended = tokio::time::timeout(
+        crate::support::tools::PATIENCE,
+        stream.read_to_end(&mut frames),
+    )
+    .await;
+    assert!(ended.is_ok(), "{frames:?}");
+}

@@ -277,15 +277,20 @@ async fn the_admin_pages_answer_get_alone_and_health_asks_them() {
     let nowhere = tools::run(tools::binary().args(["health", "--config", "nowhere.toml"]));
     assert_eq!(nowhere.status.code(), Some(78));
     // A file that was broken since doesn't make a running gateway unhealthy.
-    std::fs::write(
-        gateway.setup.path("gateway.toml"),
+    for broken in [
         "[listener]\nnonsense = 1\n",
-    )
-    .unwrap();
-    assert_eq!(health(&gateway.admin.to_string()).status.code(), Some(0));
+        "[listener",
+        "include = [\"missing.toml\"]\n",
+    ] {
+        std::fs::write(gateway.setup.path("gateway.toml"), broken).unwrap();
+        assert_eq!(
+            health(&gateway.admin.to_string()).status.code(),
+            Some(0),
+            "{broken}"
+        );
+    }
 }
 
-/// Whoever reads the log must be able to tell what was asked for, and by whom, when it was refused.
 #[tokio::test]
 async fn refusals_name_what_was_asked_for() {
     let pki = Pki::new();

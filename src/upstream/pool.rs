@@ -170,6 +170,7 @@ impl Pool {
             if let Ok(Ok(())) = timeout(READY_WAIT, connection.sender.ready()).await {
                 return Some(connection);
             }
+            connection.cut();
         }
     }
 
