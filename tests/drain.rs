@@ -148,3 +148,18 @@ async fn a_second_signal_ends_at_once() {
     assert_eq!(gateway.ended().await.code(), Some(1));
     call.abort();
 }
+
+#[tokio::test]
+async fn a_signal_is_heard_from_the_first_moment_on() {
+    let pki = Pki::new();
+    for _ in 0..20 {
+        let mut gateway = Setup::new(&pki, None).start().await;
+        gateway.signal("TERM");
+        assert_eq!(
+            gateway.ended().await.code(),
+            Some(0),
+            "{:?}",
+            gateway.printed()
+        );
+    }
+}

@@ -6,6 +6,7 @@ mod health;
 mod pki;
 mod reference;
 mod serve;
+mod signals;
 mod simulate;
 
 use std::io;

@@ -1,8 +1,10 @@
 //! `serve`: the gateway itself. Logs to standard error; prints nothing to standard output.
 
+use std::io;
 use std::process::ExitCode;
 
 use anyhow::Context;
+use tokio::signal::unix::Signal;
 use tokio::signal::unix::SignalKind;
 use tokio::signal::unix::signal;
 
@@ -10,6 +12,7 @@ use crate::cli::Configured;
 use crate::cli::EXIT_CONFIGURATION;
 use crate::cli::say_error;
 use crate::cli::say_faults;
+use crate::cli::signals::Signals;
 use crate::clock::Clock;
 use crate::config;
 use crate::observe::log;
@@ -40,8 +43,22 @@ pub(super) fn run(configured: &Configured) -> anyhow::Result<ExitCode> {
     };
     let address = server.address().context("the listener's address")?;
     let admin = server.admin_address().context("the admin's address")?;
-    tracing::info!(version = env!("CARGO_PKG_VERSION"), %address, %admin, "listening");
-    let cut = server.run(signals(stop)).context("serving")?;
+    let beside = async move {
+        match watch() {
+            Ok((signals, hang_up)) => {
+                // Whoever reads this may send signals: it's said once they're watched.
+                tracing::info!(version = env!("CARGO_PKG_VERSION"), %address, %admin, "listening");
+                tokio::spawn(hang_ups(hang_up));
+                ends(signals, stop).await;
+            }
+            Err(error) => {
+                // To end now is better than to be deaf to every wish to end.
+                stop.draining.cancel();
+                tracing::error!(%error, "signals can't be watched");
+            }
+        }
+    };
+    let cut = server.run(beside).context("serving")?;
     if cut.connections + cut.calls > 0 {
         tracing::error!(
             connections = cut.connections,
@@ -54,41 +71,24 @@ pub(super) fn run(configured: &Configured) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+fn watch() -> io::Result<(Signals, Signal)> {
+    Ok((Signals::watch()?, signal(SignalKind::hangup())?))
+}
+
 /// The first SIGTERM or SIGINT starts the end, a second one is the end.
-async fn signals(stop: Stop) {
-    tokio::spawn(hang_ups());
-    ended_by_signal().await;
+async fn ends(mut signals: Signals, stop: Stop) {
+    signals.wish_to_end().await;
     // First what matters, then the word on it.
     stop.draining.cancel();
     tracing::info!("asked to end");
-    ended_by_signal().await;
+    signals.wish_to_end().await;
     stop.cut.cancel();
     tracing::warn!("asked to end at once");
 }
 
 /// A SIGHUP, which would end the process if nobody watched for it, changes nothing: the configuration is read at start.
-async fn hang_ups() {
-    let Ok(mut hang_up) = signal(SignalKind::hangup()) else {
-        return;
-    };
+async fn hang_ups(mut hang_up: Signal) {
     while hang_up.recv().await.is_some() {
         tracing::warn!("SIGHUP: this version reads its configuration at start alone; restart it");
-    }
-}
-
-/// Waits for SIGTERM or SIGINT.
-pub(super) async fn ended_by_signal() {
-    match (
-        signal(SignalKind::terminate()),
-        signal(SignalKind::interrupt()),
-    ) {
-        (Ok(mut terminate), Ok(mut interrupt)) => {
-            tokio::select! {
-                _ = terminate.recv() => {}
-                _ = interrupt.recv() => {}
-            }
-        }
-        // To end now is better than to be deaf to every wish to end.
-        _ => tracing::error!("signals can't be watched"),
     }
 }

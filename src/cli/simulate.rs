@@ -22,7 +22,7 @@ use tokio::runtime;
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
-use crate::cli::serve::ended_by_signal;
+use crate::cli::signals::Signals;
 use crate::clock::Clock;
 use crate::config::environment;
 use crate::observe::log;
@@ -97,6 +97,7 @@ async fn serve(
     tls: Option<TlsAcceptor>,
     address: SocketAddr,
 ) -> anyhow::Result<ExitCode> {
+    let mut signals = Signals::watch()?;
     let listener = TcpListener::bind(address)
         .await
         .with_context(|| address.to_string())?;
@@ -113,7 +114,7 @@ async fn serve(
     let simulator = Arc::new(Simulator::new(settings, Clock::system()));
     let serving = simulator.serve(listener, tls, stop.clone());
     let ended = async {
-        ended_by_signal().await;
+        signals.wish_to_end().await;
         stop.cancel();
     };
     tokio::join!(serving, ended);

@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::cli::demo::paper::Paper;
 use crate::cli::demo::scene::Scene;
-use crate::cli::serve::ended_by_signal;
+use crate::cli::signals::Signals;
 use crate::clock::Clock;
 use crate::config::environment;
 use crate::observe::log;
@@ -39,6 +39,7 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
 }
 
 async fn show(once: bool) -> anyhow::Result<ExitCode> {
+    let mut signals = Signals::watch()?;
     let mut paper = Paper::new();
     paper.title("kybio-gateway: a tour on this machine alone")?;
     let (scene, stand_in) = Scene::set(Clock::system()).await?;
@@ -62,7 +63,7 @@ async fn show(once: bool) -> anyhow::Result<ExitCode> {
 
     let toured = tokio::select! {
         toured = tour::take(&mut paper, &scene, address, admin) => toured,
-        () = ended_by_signal() => Err(anyhow::anyhow!("ended before the tour was over")),
+        () = signals.wish_to_end() => Err(anyhow::anyhow!("ended before the tour was over")),
     };
     // Kept to the end, so that the last lines are written.
     let mut writer = None;
@@ -77,7 +78,7 @@ async fn show(once: bool) -> anyhow::Result<ExitCode> {
         let _ = tracing::subscriber::set_global_default(subscriber);
         // The log goes first: what is pasted is to be seen.
         paper.curl(scene.folder(), address)?;
-        ended_by_signal().await;
+        signals.wish_to_end().await;
     }
     stop.draining.cancel();
     let ended = tokio::task::spawn_blocking(move || serving.join()).await?;
