@@ -195,7 +195,7 @@ impl Server {
     ///
     /// # Errors
     /// When the system refuses a thread or a runtime.
-    pub fn run(self, beside: impl Future<Output = ()> + 'static) -> Result<Cut, Error> {
+    pub fn run(self, beside: impl Future<Output = ()> + Send + 'static) -> Result<Cut, Error> {
         let runtime = runtime::Builder::new_current_thread()
             .enable_all()
             .build()?;
@@ -222,18 +222,17 @@ impl Server {
         let cut = runtime.block_on(async {
             self.admin_door.set_nonblocking(true)?;
             let admin_door = TcpListener::from_std(self.admin_door)?;
-            let serving = supervise(reports, self.stop.clone(), self.runtime);
-            tokio::select! {
-                cut = serving => Ok(cut),
-                () = async { tokio::join!(beside, self.admin.serve(admin_door, self.stop.cut.clone())); std::future::pending().await } => Ok(Cut::default()),
-            }
+            // Both end with this runtime, which ends with the last worker.
+            tokio::spawn(beside);
+            tokio::spawn(self.admin.serve(admin_door, self.stop.cut.clone()));
+            supervise(reports, self.stop, self.runtime).await
         });
         for worker in workers {
             if worker.join().is_err() {
                 return Err(Error::System(io::Error::other("a worker thread panicked")));
             }
         }
-        cut
+        Ok(cut?)
     }
 }
 
@@ -242,15 +241,16 @@ async fn supervise(
     mut reports: mpsc::Receiver<io::Result<Cut>>,
     stop: Stop,
     times: Runtime,
-) -> Cut {
-    tokio::select! {
-        () = stop.draining.cancelled() => {}
-        // A worker ends early only when it couldn't start.
+) -> io::Result<Cut> {
+    let early = tokio::select! {
+        () = stop.draining.cancelled() => None,
+        // A worker ends early only when it couldn't start. The others are brought to an orderly end, and the process fails.
         report = reports.recv() => {
-            tracing::error!(error = ?report, "a worker has ended");
+            tracing::error!(?report, "a worker has ended");
             stop.draining.cancel();
+            report
         }
-    }
+    };
     tokio::select! {
         () = tokio::time::sleep(times.drain_delay) => {}
         () = stop.cut.cancelled() => {}
@@ -258,12 +258,17 @@ async fn supervise(
     stop.closing.cancel();
     let ended = async {
         let mut cut = Cut::default();
+        let mut failed = early.and_then(Result::err);
         while let Some(report) = reports.recv().await {
-            let worker = report.unwrap_or_default();
-            cut.connections += worker.connections;
-            cut.calls += worker.calls;
+            match report {
+                Ok(worker) => {
+                    cut.connections += worker.connections;
+                    cut.calls += worker.calls;
+                }
+                Err(error) => failed = Some(error),
+            }
         }
-        cut
+        failed.map_or(Ok(cut), Err)
     };
     let mut ended = std::pin::pin!(ended);
     if let Ok(cut) = timeout(times.drain_timeout, ended.as_mut()).await {
