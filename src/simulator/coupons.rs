@@ -7,8 +7,8 @@ use serde_json::json;
 use crate::simulator::call::Call;
 use crate::simulator::record::Record;
 use crate::simulator::reply::Data;
-use crate::simulator::reply::Fault;
 use crate::simulator::reply::Outcome;
+use crate::simulator::reply::Refusal;
 use crate::simulator::shop::Shop;
 use crate::simulator::table::Direction;
 
@@ -16,10 +16,10 @@ use crate::simulator::table::Direction;
 pub(super) fn add(shop: &mut Shop, call: &Call<'_>) -> Outcome {
     let code = call.body.need("code")?;
     if code.chars().count() > CODE_LENGTH_MAX {
-        return Err(Fault::FieldWrong("code"));
+        return Err(Refusal::FieldWrong("code"));
     }
     if shop.coupons.find("code", &code).is_some() {
-        return Err(Fault::CouponExists);
+        return Err(Refusal::CouponExists);
     }
     let fields = json!({"uid": shop.new_uid(), "code": code, "used": 0, "usedDate": "", "createdDate": call.now.to_string()});
     let mut coupon = Record::object(fields);
@@ -34,9 +34,9 @@ pub(super) fn spend(shop: &mut Shop, call: &Call<'_>) -> Outcome {
     let coupon = shop
         .coupons
         .find_mut("code", &code)
-        .ok_or(Fault::CouponMissing)?;
+        .ok_or(Refusal::CouponMissing)?;
     if coupon.says_yes("used") {
-        return Err(Fault::CouponUsed);
+        return Err(Refusal::CouponUsed);
     }
     coupon.set("used", 1);
     coupon.set("usedDate", call.now.to_string());

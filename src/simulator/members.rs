@@ -7,8 +7,8 @@ use crate::simulator::amount::Amount;
 use crate::simulator::call::Call;
 use crate::simulator::record::Record;
 use crate::simulator::reply::Data;
-use crate::simulator::reply::Fault;
 use crate::simulator::reply::Outcome;
+use crate::simulator::reply::Refusal;
 use crate::simulator::shop::Shop;
 use crate::simulator::table::Direction;
 
@@ -19,7 +19,7 @@ pub(super) fn add(shop: &mut Shop, call: &Call<'_>) -> Outcome {
     let number = info.need("number")?;
     if let Some(known) = shop.members.find_mut("number", &number) {
         if !known.says_yes(ADD_ONCE) {
-            return Err(Fault::MemberExists);
+            return Err(Refusal::MemberExists);
         }
         write(known, &info)?;
         known.set(ADD_ONCE, 0);
@@ -40,7 +40,7 @@ pub(super) fn update_base_info(shop: &mut Shop, call: &Call<'_>) -> Outcome {
     let member = shop
         .members
         .find_mut("customerUid", &uid)
-        .ok_or(Fault::MemberMissing)?;
+        .ok_or(Refusal::MemberMissing)?;
     write(member, &info)?;
     Ok(Data::Plain)
 }
@@ -96,7 +96,7 @@ pub(super) fn query_categories(shop: &mut Shop, _: &Call<'_>) -> Outcome {
 pub(super) fn batch_update_category(shop: &mut Shop, call: &Call<'_>) -> Outcome {
     let wishes = call.body.need_records("customerCategories")?;
     if wishes.len() > CATEGORIES_MAX {
-        return Err(Fault::ListLong("customerCategories"));
+        return Err(Refusal::ListLong("customerCategories"));
     }
     let mut changes = Vec::new();
     for wish in &wishes {
@@ -105,10 +105,10 @@ pub(super) fn batch_update_category(shop: &mut Shop, call: &Call<'_>) -> Outcome
         let category = shop
             .member_categories
             .find("uid", &category)
-            .ok_or(Fault::FieldWrong("customerCategoryUid"))?;
+            .ok_or(Refusal::FieldWrong("customerCategoryUid"))?;
         shop.members
             .find("customerUid", &uid)
-            .ok_or(Fault::MemberMissing)?;
+            .ok_or(Refusal::MemberMissing)?;
         changes.push((uid, category.text("name").unwrap_or_default()));
     }
     for (uid, name) in changes {
@@ -124,12 +124,12 @@ pub(super) fn update_password(shop: &mut Shop, call: &Call<'_>) -> Outcome {
     let uid = call.body.need("customerUid")?;
     let password = call.body.need("customerPassword")?;
     if password.chars().count() > PASSWORD_LENGTH_MAX {
-        return Err(Fault::FieldWrong("customerPassword"));
+        return Err(Refusal::FieldWrong("customerPassword"));
     }
     let member = shop
         .members
         .find_mut("customerUid", &uid)
-        .ok_or(Fault::MemberMissing)?;
+        .ok_or(Refusal::MemberMissing)?;
     member.set("password", password);
     Ok(Data::Plain)
 }
@@ -151,10 +151,10 @@ fn ext_info() -> Value {
     })
 }
 
-fn write(member: &mut Record, info: &Record) -> Result<(), Fault> {
+fn write(member: &mut Record, info: &Record) -> Result<(), Refusal> {
     let between = |field, least: i64, most: i64| match info.amount_given(field)? {
         Some(amount) if amount < Amount::whole(least) || Amount::whole(most) < amount => {
-            Err(Fault::FieldWrong(field))
+            Err(Refusal::FieldWrong(field))
         }
         _ => Ok(()),
     };

@@ -70,8 +70,8 @@ use crate::simulator::moment::Moment;
 use crate::simulator::operations::Operation;
 use crate::simulator::quota::Quota;
 use crate::simulator::record::Record;
-use crate::simulator::reply::Fault;
 use crate::simulator::reply::Outcome;
+use crate::simulator::reply::Refusal;
 use crate::simulator::shop::Shop;
 
 /// Who may call the stand-in, and how often.
@@ -202,7 +202,7 @@ impl Simulator {
         let outcome = self.visit(operation, request, &mut visit);
         let (status, code) = match &outcome {
             Ok(_) => ("success", None),
-            Err(fault) => ("error", fault.words().code),
+            Err(refusal) => ("error", refusal.words().code),
         };
         let Visit { app_id, signature } = visit;
         tracing::info!(
@@ -229,13 +229,13 @@ impl Simulator {
         let body = serde_json::from_slice(request.body())
             .ok()
             .and_then(Record::from_value)
-            .ok_or(Fault::BodyWrong)?;
-        let app_id = body.need("appId").map_err(|_| Fault::AccountMissing)?;
+            .ok_or(Refusal::BodyWrong)?;
+        let app_id = body.need("appId").map_err(|_| Refusal::AccountMissing)?;
         let (app_id, app_key) = self
             .keys
             .get_key_value(&app_id)
-            .ok_or(Fault::AccountMissing)?;
-        let shop = self.shops.get(app_id).ok_or(Fault::AccountMissing)?;
+            .ok_or(Refusal::AccountMissing)?;
+        let shop = self.shops.get(app_id).ok_or(Refusal::AccountMissing)?;
         visit.app_id = app_id;
         let now = Moment::local(self.clock.since_epoch());
         // Before the signature is looked at: failed calls count.
@@ -243,12 +243,12 @@ impl Simulator {
         let verified = protocol::verify(request.headers(), app_key, request.body());
         let is_forged = matches!(
             verified,
-            Err(Fault::SignatureMissing | Fault::SignatureWrong)
+            Err(Refusal::SignatureMissing | Refusal::SignatureWrong)
         );
         visit.signature = if is_forged { "bad" } else { "good" };
         verified?;
         if !has_quota {
-            return Err(Fault::QuotaUsedUp);
+            return Err(Refusal::QuotaUsedUp);
         }
         let call = Call {
             app_id,

@@ -6,8 +6,8 @@ use crate::simulator::amount::Amount;
 use crate::simulator::call::Call;
 use crate::simulator::record::Record;
 use crate::simulator::reply::Data;
-use crate::simulator::reply::Fault;
 use crate::simulator::reply::Outcome;
+use crate::simulator::reply::Refusal;
 use crate::simulator::shop::Shop;
 use crate::simulator::table::Direction;
 
@@ -25,18 +25,18 @@ pub(super) fn increment(shop: &mut Shop, call: &Call<'_>) -> Outcome {
     let member = shop
         .members
         .find_mut("customerUid", &uid)
-        .ok_or(Fault::MemberMissing)?;
+        .ok_or(Refusal::MemberMissing)?;
     let changes = shop.changes.entry(uid.clone()).or_default();
     if changes.contains(&changed) {
-        return Err(Fault::Resubmitted);
+        return Err(Refusal::Resubmitted);
     }
     let (balance_before, point_before) = (member.amount("balance"), member.amount("point"));
     let (balance_after, point_after) = (balance_before.plus(balance), point_before.plus(point));
     if body.says_yes("validateBalance") && balance_after < Amount::ZERO {
-        return Err(Fault::BalanceShort);
+        return Err(Refusal::BalanceShort);
     }
     if body.says_yes("validatePoint") && point_after < Amount::ZERO {
-        return Err(Fault::PointShort);
+        return Err(Refusal::PointShort);
     }
     changes.insert(changed.clone());
     if changes.len() > CHANGES_MAX {

@@ -8,8 +8,8 @@ use crate::simulator::call::Call;
 use crate::simulator::products;
 use crate::simulator::record::Record;
 use crate::simulator::reply::Data;
-use crate::simulator::reply::Fault;
 use crate::simulator::reply::Outcome;
+use crate::simulator::reply::Refusal;
 use crate::simulator::shop::Shop;
 use crate::simulator::table::Direction;
 use crate::simulator::tickets;
@@ -126,17 +126,17 @@ pub(super) fn complete(shop: &mut Shop, call: &Call<'_>) -> Outcome {
     Ok(Data::Plain)
 }
 
-fn step(shop: &mut Shop, call: &Call<'_>, from: &[State], to: State) -> Result<Record, Fault> {
+fn step(shop: &mut Shop, call: &Call<'_>, from: &[State], to: State) -> Result<Record, Refusal> {
     let number = call.body.need("orderNo")?;
     let order = shop
         .orders
         .find_mut("orderNo", &number)
-        .ok_or(Fault::OrderMissing)?;
+        .ok_or(Refusal::OrderMissing)?;
     if !from
         .iter()
         .any(|state| order.is("state", &state.number().to_string()))
     {
-        return Err(Fault::OrderState);
+        return Err(Refusal::OrderState);
     }
     order.set("state", to.number());
     Ok(order.clone())
@@ -150,7 +150,7 @@ struct Line {
     price: Amount,
 }
 
-fn lines(shop: &Shop, body: &Record) -> Result<Vec<Line>, Fault> {
+fn lines(shop: &Shop, body: &Record) -> Result<Vec<Line>, Refusal> {
     let mut lines = Vec::new();
     for item in body.need_records("items")? {
         let uid = item.need("productUid")?;
@@ -158,13 +158,13 @@ fn lines(shop: &Shop, body: &Record) -> Result<Vec<Line>, Fault> {
             .products
             .find("uid", &uid)
             .filter(|product| products::is_there(product));
-        let product = product.ok_or(Fault::ProductMissing)?;
+        let product = product.ok_or(Refusal::ProductMissing)?;
         let quantity = item.need_amount("quantity")?;
         if quantity <= Amount::ZERO {
-            return Err(Fault::FieldWrong("quantity"));
+            return Err(Refusal::FieldWrong("quantity"));
         }
         if product.amount("stock") < quantity && !body.says_yes("skipProductStockValidation") {
-            return Err(Fault::StockShort);
+            return Err(Refusal::StockShort);
         }
         let price = item
             .amount_given("manualSellPrice")?
@@ -177,16 +177,16 @@ fn lines(shop: &Shop, body: &Record) -> Result<Vec<Line>, Fault> {
         });
     }
     if lines.is_empty() {
-        Err(Fault::FieldMissing("items"))
+        Err(Refusal::FieldMissing("items"))
     } else {
         Ok(lines)
     }
 }
 
-fn debit(shop: &mut Shop, body: &Record, pay_method: &str, total: Amount) -> Result<(), Fault> {
+fn debit(shop: &mut Shop, body: &Record, pay_method: &str, total: Amount) -> Result<(), Refusal> {
     let Some(number) = body.text("customerNumber") else {
         return if pay_method == FROM_BALANCE {
-            Err(Fault::FieldMissing("customerNumber"))
+            Err(Refusal::FieldMissing("customerNumber"))
         } else {
             Ok(())
         };
@@ -194,11 +194,11 @@ fn debit(shop: &mut Shop, body: &Record, pay_method: &str, total: Amount) -> Res
     let member = shop
         .members
         .find_mut("number", &number)
-        .ok_or(Fault::MemberMissing)?;
+        .ok_or(Refusal::MemberMissing)?;
     if pay_method == FROM_BALANCE {
         let balance = member.amount("balance");
         if balance < total {
-            return Err(Fault::BalanceShort);
+            return Err(Refusal::BalanceShort);
         }
         member.set("balance", balance.minus(total).json());
     }

@@ -5,15 +5,15 @@ use serde_json::json;
 
 use crate::simulator::call::Call;
 use crate::simulator::reply::Data;
-use crate::simulator::reply::Fault;
 use crate::simulator::reply::Outcome;
+use crate::simulator::reply::Refusal;
 use crate::simulator::shop::Shop;
 
 /// `queryAllUser`: for the head office only, which here is the first configured account.
 pub(super) fn query_stores(_: &mut Shop, call: &Call<'_>) -> Outcome {
     let app_ids = &call.chain.app_ids;
     if app_ids.first().is_none_or(|head| head != call.app_id) {
-        return Err(Fault::HeadOfficeOnly);
+        return Err(Refusal::HeadOfficeOnly);
     }
     let stores = app_ids.iter().enumerate().map(|(index, app_id)| {
         json!({

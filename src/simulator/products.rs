@@ -6,8 +6,8 @@ use crate::simulator::amount::Amount;
 use crate::simulator::call::Call;
 use crate::simulator::record::Record;
 use crate::simulator::reply::Data;
-use crate::simulator::reply::Fault;
 use crate::simulator::reply::Outcome;
+use crate::simulator::reply::Refusal;
 use crate::simulator::shop::Shop;
 use crate::simulator::table::Direction;
 
@@ -75,11 +75,11 @@ pub(super) fn add(shop: &mut Shop, call: &Call<'_>) -> Outcome {
     info.need_amount("stock")?;
     for price in ["buyPrice", "sellPrice"] {
         if info.need_amount(price)? == Amount::ZERO {
-            return Err(Fault::FieldWrong(price));
+            return Err(Refusal::FieldWrong(price));
         }
     }
     if by_barcode(shop, &barcode).is_some() {
-        return Err(Fault::ProductExists);
+        return Err(Refusal::ProductExists);
     }
     let mut product = blank(shop.new_uid());
     write(&mut product, &info)?;
@@ -97,17 +97,17 @@ pub(super) fn update(shop: &mut Shop, call: &Call<'_>) -> Outcome {
     let info = call.body.need_record("productInfo")?;
     let uid = info.need("uid")?;
     if !shop.products.find("uid", &uid).is_some_and(is_there) {
-        return Err(Fault::ProductMissing);
+        return Err(Refusal::ProductMissing);
     }
     let is_taken =
         |barcode: String| by_barcode(shop, &barcode).is_some_and(|other| !other.is("uid", &uid));
     if info.text("barcode").is_some_and(is_taken) {
-        return Err(Fault::ProductExists);
+        return Err(Refusal::ProductExists);
     }
     let product = shop
         .products
         .find_mut("uid", &uid)
-        .ok_or(Fault::ProductMissing)?;
+        .ok_or(Refusal::ProductMissing)?;
     // In a copy, so that a refused update changes nothing.
     let mut changed = product.clone();
     write(&mut changed, &info)?;
@@ -123,7 +123,7 @@ pub(super) fn increment_stock(shop: &mut Shop, call: &Call<'_>) -> Outcome {
         let barcode = wish.need("productBarcode")?;
         let uid = by_barcode(shop, &barcode)
             .and_then(|product| product.text("uid"))
-            .ok_or(Fault::ProductMissing)?;
+            .ok_or(Refusal::ProductMissing)?;
         changes.push((uid, wish.need_amount("stockIncrement")?));
     }
     for (uid, increment) in changes {
@@ -168,12 +168,12 @@ fn by_barcode<'a>(shop: &'a Shop, barcode: &str) -> Option<&'a Record> {
 }
 
 /// Takes over what a request says of a product.
-pub(super) fn write(product: &mut Record, info: &Record) -> Result<(), Fault> {
+pub(super) fn write(product: &mut Record, info: &Record) -> Result<(), Refusal> {
     if info
         .text("description")
         .is_some_and(|text| text.chars().count() > DESCRIPTION_LENGTH_MAX)
     {
-        return Err(Fault::FieldWrong("description"));
+        return Err(Refusal::FieldWrong("description"));
     }
     product.take_amounts(
         info,

@@ -16,8 +16,8 @@ use serde_json::Value;
 
 use crate::simulator::encoding::Encoding;
 use crate::simulator::reply::Data;
-use crate::simulator::reply::Fault;
 use crate::simulator::reply::Outcome;
+use crate::simulator::reply::Refusal;
 
 /// The operation that a path names, whatever its letter case and however many slashes: the vendor's server is as forgiving
 /// (contract, section 2). The name is as the caller wrote it.
@@ -39,10 +39,10 @@ pub(super) fn operation_name(path: &str) -> Option<String> {
 ///
 /// `data-signature` is the MD5 of the key and then the body's bytes, in hexadecimal (contract, section 1): upper case by the
 /// pages, lower case by a live client. `time-stamp` must be there; its value isn't looked at.
-pub(super) fn verify(headers: &HeaderMap, app_key: &str, body: &[u8]) -> Result<(), Fault> {
+pub(super) fn verify(headers: &HeaderMap, app_key: &str, body: &[u8]) -> Result<(), Refusal> {
     let signature = headers
         .get("data-signature")
-        .ok_or(Fault::SignatureMissing)?;
+        .ok_or(Refusal::SignatureMissing)?;
     let digest = Md5::new()
         .chain_update(app_key)
         .chain_update(body)
@@ -51,10 +51,10 @@ pub(super) fn verify(headers: &HeaderMap, app_key: &str, body: &[u8]) -> Result<
     if signature.as_bytes() != expected.as_bytes()
         && signature.as_bytes() != expected.to_ascii_lowercase().as_bytes()
     {
-        return Err(Fault::SignatureWrong);
+        return Err(Refusal::SignatureWrong);
     }
     if headers.get("time-stamp").is_none_or(HeaderValue::is_empty) {
-        return Err(Fault::StampMissing);
+        return Err(Refusal::StampMissing);
     }
     let content_type = headers
         .get(CONTENT_TYPE)
@@ -64,7 +64,7 @@ pub(super) fn verify(headers: &HeaderMap, app_key: &str, body: &[u8]) -> Result<
     if essence.eq_ignore_ascii_case("application/json") {
         Ok(())
     } else {
-        Err(Fault::TypeWrong)
+        Err(Refusal::TypeWrong)
     }
 }
 
@@ -75,8 +75,8 @@ pub(super) fn business(outcome: Outcome, documented: bool, encoding: Encoding) -
         Ok(Data::Plain) => (Envelope::success(Some(Value::Null), None), documented),
         Ok(Data::Short) => (Envelope::success(None, None), documented),
         Ok(Data::Absent) => (Envelope::success(Some(Value::Null), None), false),
-        Err(fault) => {
-            let words = fault.words();
+        Err(refusal) => {
+            let words = refusal.words();
             let code = words.code.map_or(Value::Null, Value::from);
             let envelope = Envelope {
                 status: "error",
@@ -167,7 +167,7 @@ mod tests {
 
     use crate::simulator::protocol::operation_name;
     use crate::simulator::protocol::verify;
-    use crate::simulator::reply::Fault;
+    use crate::simulator::reply::Refusal;
 
     #[test]
     fn paths_are_matched_as_forgivingly_as_the_real_server_does() {
@@ -221,7 +221,7 @@ mod tests {
             headers.insert("content-type", HeaderValue::from_static("application/json"));
             assert_eq!(
                 verify(&headers, part("app_key"), &body),
-                Err(Fault::SignatureMissing)
+                Err(Refusal::SignatureMissing)
             );
             for signature in [
                 part("data_signature").to_owned(),
@@ -236,7 +236,7 @@ mod tests {
                 );
                 assert_eq!(
                     verify(&headers, "another key", &body),
-                    Err(Fault::SignatureWrong),
+                    Err(Refusal::SignatureWrong),
                     "{}",
                     part("name")
                 );
@@ -244,13 +244,13 @@ mod tests {
             headers.insert("time-stamp", HeaderValue::from_static(""));
             assert_eq!(
                 verify(&headers, part("app_key"), &body),
-                Err(Fault::StampMissing)
+                Err(Refusal::StampMissing)
             );
             headers.insert("time-stamp", HeaderValue::from_static("at noon"));
             headers.insert("content-type", HeaderValue::from_static("text/plain"));
             assert_eq!(
                 verify(&headers, part("app_key"), &body),
-                Err(Fault::TypeWrong)
+                Err(Refusal::TypeWrong)
             );
         }
     }

@@ -5,7 +5,7 @@ use serde_json::Value;
 
 use crate::simulator::amount::Amount;
 use crate::simulator::moment::Moment;
-use crate::simulator::reply::Fault;
+use crate::simulator::reply::Refusal;
 
 /// A JSON object. What the shop keeps may have fields that no answer shows, such as a ticket's uid.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -55,8 +55,8 @@ impl Record {
     }
 
     /// The field as text, which mustn't be blank.
-    pub(super) fn need(&self, field: &'static str) -> Result<String, Fault> {
-        self.text(field).ok_or(Fault::FieldMissing(field))
+    pub(super) fn need(&self, field: &'static str) -> Result<String, Refusal> {
+        self.text(field).ok_or(Refusal::FieldMissing(field))
     }
 
     /// Whether the field's text is `text`.
@@ -81,48 +81,49 @@ impl Record {
     }
 
     /// The field as a decimal; None when it's absent or blank.
-    pub(super) fn amount_given(&self, field: &'static str) -> Result<Option<Amount>, Fault> {
+    pub(super) fn amount_given(&self, field: &'static str) -> Result<Option<Amount>, Refusal> {
         match self.get(field) {
             None => Ok(None),
             Some(Value::String(text)) if text.trim().is_empty() => Ok(None),
             Some(value) => Amount::read(value)
                 .map(Some)
-                .ok_or(Fault::FieldWrong(field)),
+                .ok_or(Refusal::FieldWrong(field)),
         }
     }
 
     /// The field as a decimal that must be there.
-    pub(super) fn need_amount(&self, field: &'static str) -> Result<Amount, Fault> {
-        self.amount_given(field)?.ok_or(Fault::FieldMissing(field))
+    pub(super) fn need_amount(&self, field: &'static str) -> Result<Amount, Refusal> {
+        self.amount_given(field)?
+            .ok_or(Refusal::FieldMissing(field))
     }
 
     /// The field as a date.
-    pub(super) fn need_moment(&self, field: &'static str) -> Result<Moment, Fault> {
-        Moment::parse(&self.need(field)?).ok_or(Fault::FieldWrong(field))
+    pub(super) fn need_moment(&self, field: &'static str) -> Result<Moment, Refusal> {
+        Moment::parse(&self.need(field)?).ok_or(Refusal::FieldWrong(field))
     }
 
     /// The field as an object.
-    pub(super) fn need_record(&self, field: &'static str) -> Result<Self, Fault> {
-        let value = self.get(field).ok_or(Fault::FieldMissing(field))?;
-        Self::from_value(value.clone()).ok_or(Fault::FieldWrong(field))
+    pub(super) fn need_record(&self, field: &'static str) -> Result<Self, Refusal> {
+        let value = self.get(field).ok_or(Refusal::FieldMissing(field))?;
+        Self::from_value(value.clone()).ok_or(Refusal::FieldWrong(field))
     }
 
     /// The field as a list of objects.
-    pub(super) fn need_records(&self, field: &'static str) -> Result<Vec<Self>, Fault> {
+    pub(super) fn need_records(&self, field: &'static str) -> Result<Vec<Self>, Refusal> {
         let values = self.need_list(field)?;
         values
             .iter()
-            .map(|value| Self::from_value(value.clone()).ok_or(Fault::FieldWrong(field)))
+            .map(|value| Self::from_value(value.clone()).ok_or(Refusal::FieldWrong(field)))
             .collect()
     }
 
     /// The field as a list.
-    pub(super) fn need_list(&self, field: &'static str) -> Result<&[Value], Fault> {
-        let value = self.get(field).ok_or(Fault::FieldMissing(field))?;
+    pub(super) fn need_list(&self, field: &'static str) -> Result<&[Value], Refusal> {
+        let value = self.get(field).ok_or(Refusal::FieldMissing(field))?;
         value
             .as_array()
             .map(Vec::as_slice)
-            .ok_or(Fault::FieldWrong(field))
+            .ok_or(Refusal::FieldWrong(field))
     }
 
     /// Two dates that enclose at most `days`.
@@ -131,7 +132,7 @@ impl Record {
         start: &'static str,
         end: &'static str,
         days: u64,
-    ) -> Result<Window, Fault> {
+    ) -> Result<Window, Refusal> {
         let window = Window {
             start: self.need_moment(start)?,
             end: self.need_moment(end)?,
@@ -139,7 +140,7 @@ impl Record {
         if window.start.is_within(window.end, days) {
             Ok(window)
         } else {
-            Err(Fault::WindowWrong)
+            Err(Refusal::WindowWrong)
         }
     }
 
@@ -171,7 +172,7 @@ impl Record {
         &mut self,
         other: &Self,
         fields: &[&'static str],
-    ) -> Result<(), Fault> {
+    ) -> Result<(), Refusal> {
         for field in fields {
             if let Some(amount) = other.amount_given(field)? {
                 self.set(field, amount.json());
@@ -218,7 +219,7 @@ mod tests {
     use serde_json::json;
 
     use crate::simulator::record::Record;
-    use crate::simulator::reply::Fault;
+    use crate::simulator::reply::Refusal;
 
     fn record(value: Value) -> Record {
         Record::from_value(value).unwrap()
@@ -236,7 +237,7 @@ mod tests {
     fn a_blank_field_is_as_good_as_none() {
         let record = record(json!({"a": "", "b": null, "c": "  "}));
         for field in ["a", "b", "c", "d"] {
-            assert_eq!(record.need(field), Err(Fault::FieldMissing(field)));
+            assert_eq!(record.need(field), Err(Refusal::FieldMissing(field)));
         }
     }
 

@@ -3,7 +3,7 @@
 use serde_json::Value;
 
 /// What an operation gives back: data, or the refusal that becomes a business error.
-pub(super) type Outcome = Result<Data, Fault>;
+pub(super) type Outcome = Result<Data, Refusal>;
 
 /// The success half of an answer.
 #[derive(Debug, PartialEq)]
@@ -27,7 +27,7 @@ impl Data {
 
 /// Why a call is refused. Each is answered as HTTP 200 with `"status":"error"` (contract, section 4).
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Fault {
+pub(super) enum Refusal {
     /// The day's calls are used up.
     QuotaUsedUp,
     /// This member already has a change with this `dataChangeTime`.
@@ -95,7 +95,7 @@ pub(super) struct Words {
     pub(super) documented: bool,
 }
 
-impl Fault {
+impl Refusal {
     /// The refusal's text and code. This is the one place where such texts are written.
     pub(super) fn words(&self) -> Words {
         const DOCUMENTED: bool = true;
@@ -148,16 +148,16 @@ fn assumed(message: String) -> Words {
 
 #[cfg(test)]
 mod tests {
-    use crate::simulator::reply::Fault;
+    use crate::simulator::reply::Refusal;
 
     #[test]
     fn only_the_vendors_own_texts_count_as_documented() {
-        assert!(Fault::QuotaUsedUp.words().documented);
-        assert!(Fault::Resubmitted.words().documented);
-        assert!(!Fault::ProductExists.words().documented);
-        assert!(!Fault::SignatureWrong.words().documented);
+        assert!(Refusal::QuotaUsedUp.words().documented);
+        assert!(Refusal::Resubmitted.words().documented);
+        assert!(!Refusal::ProductExists.words().documented);
+        assert!(!Refusal::SignatureWrong.words().documented);
         assert_eq!(
-            Fault::FieldMissing("number").words().message,
+            Refusal::FieldMissing("number").words().message,
             "number is required"
         );
     }

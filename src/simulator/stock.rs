@@ -7,8 +7,8 @@ use serde_json::json;
 use crate::simulator::call::Call;
 use crate::simulator::record::Record;
 use crate::simulator::reply::Data;
-use crate::simulator::reply::Fault;
 use crate::simulator::reply::Outcome;
+use crate::simulator::reply::Refusal;
 use crate::simulator::shop::Shop;
 use crate::simulator::table::Direction;
 
@@ -58,7 +58,7 @@ pub(super) fn create_flow(shop: &mut Shop, call: &Call<'_>) -> Outcome {
         flow.need("stockflowTypeNumber")?.as_str(),
         "12" | "13" | "14"
     ) {
-        return Err(Fault::FieldWrong("stockflowTypeNumber"));
+        return Err(Refusal::FieldWrong("stockflowTypeNumber"));
     }
     let id = shop.flows.next_id();
     flow.set("id", id);
@@ -89,9 +89,9 @@ pub(super) fn query_takings(shop: &mut Shop, call: &Call<'_>) -> Outcome {
 
 fn close(shop: &mut Shop, call: &Call<'_>, end: u8) -> Outcome {
     let id = call.body.need("stockFlowId")?;
-    let flow = shop.flows.find_mut("id", &id).ok_or(Fault::FlowMissing)?;
+    let flow = shop.flows.find_mut("id", &id).ok_or(Refusal::FlowMissing)?;
     if !flow.is("confirmed", &OPEN.to_string()) {
-        return Err(Fault::FlowState);
+        return Err(Refusal::FlowState);
     }
     flow.set("confirmed", end);
     Ok(Data::Plain)

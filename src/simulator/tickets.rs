@@ -7,8 +7,8 @@ use crate::simulator::amount::Amount;
 use crate::simulator::call::Call;
 use crate::simulator::record::Record;
 use crate::simulator::reply::Data;
-use crate::simulator::reply::Fault;
 use crate::simulator::reply::Outcome;
+use crate::simulator::reply::Refusal;
 use crate::simulator::shop::Shop;
 use crate::simulator::table::Direction;
 
@@ -155,7 +155,7 @@ fn one(shop: &Shop, wanted: impl Fn(&Record) -> bool) -> Outcome {
     ))
 }
 
-fn sale_of(shop: &Shop, is_refund: impl Fn(&Record) -> bool) -> Result<Data, Fault> {
+fn sale_of(shop: &Shop, is_refund: impl Fn(&Record) -> bool) -> Result<Data, Refusal> {
     let uid = shop
         .tickets
         .first(is_refund)
