@@ -1,7 +1,8 @@
-//! The stand-in's HTTP/1.1 server: connections, their limits, and their end. Knows nothing of operations.
+//! The stand-in's HTTP/1.1 server: connections, their limits, and their end. Knows nothing of operations, and of faults only when to
+//! ask for them: what they do is in `misbehave`.
 
 use std::io;
-use std::pin::pin;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -20,11 +21,10 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use hyper_util::rt::TokioTimer;
-use tokio::io::AsyncRead;
-use tokio::io::AsyncWrite;
 use tokio::net::TcpListener;
 use tokio::net::TcpStream;
 use tokio::sync::Semaphore;
+use tokio::sync::watch;
 use tokio::time::sleep;
 use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
@@ -32,16 +32,44 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::simulator::Simulator;
+use crate::simulator::faults::Fault;
+use crate::simulator::misbehave;
+use crate::simulator::misbehave::End;
+use crate::simulator::misbehave::Line;
+use crate::simulator::misbehave::Socket;
 use crate::simulator::protocol;
 
-/// Serves until `stop`. Each connection is a task of its own that ends by itself, at the latest [`DRAIN_TIME`] after `stop`.
+/// Serves until `stop`. Each connection is a task of its own that ends by itself, at the latest [`DRAIN_TIME`] after `stop`; one that a
+/// fault ends has a little longer for its last words.
 pub(super) async fn serve(
     simulator: Arc<Simulator>,
     listener: TcpListener,
     tls: Option<TlsAcceptor>,
     stop: CancellationToken,
 ) {
-    let slots = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    let welcome = |socket| {
+        let visitor = Visitor {
+            // Before the fault is looked for: one that is set from now on finds this connection among those to close.
+            refusing: simulator.faults.refusing(),
+            simulator: Arc::clone(&simulator),
+            stop: stop.clone(),
+        };
+        visitor.welcome(socket, tls.clone())
+    };
+    accept(listener, CONNECTIONS_MAX, &stop, welcome).await;
+}
+
+/// Gives each connection to a task of its own, `connections_max` at once, until `stop`; returns when the last has ended. That they
+/// end is `welcome`'s part.
+pub(super) async fn accept<F>(
+    listener: TcpListener,
+    connections_max: usize,
+    stop: &CancellationToken,
+    welcome: impl Fn(TcpStream) -> F,
+) where
+    F: Future<Output = ()> + Send + 'static,
+{
+    let slots = Arc::new(Semaphore::new(connections_max));
     let tasks = TaskTracker::new();
     let accepting = async {
         loop {
@@ -52,13 +80,9 @@ pub(super) async fn serve(
                 .expect("the semaphore is never closed");
             match listener.accept().await {
                 Ok((socket, _)) => {
-                    let visitor = Visitor {
-                        simulator: Arc::clone(&simulator),
-                        stop: stop.clone(),
-                    };
-                    let tls = tls.clone();
+                    let conversation = welcome(socket);
                     tasks.spawn(async move {
-                        visitor.welcome(socket, tls).await;
+                        conversation.await;
                         drop(slot);
                     });
                 }
@@ -79,11 +103,15 @@ pub(super) async fn serve(
 /// One connection's share of the server.
 struct Visitor {
     simulator: Arc<Simulator>,
+    refusing: watch::Receiver<()>,
     stop: CancellationToken,
 }
 
 impl Visitor {
     async fn welcome(self, socket: TcpStream, tls: Option<TlsAcceptor>) {
+        if self.simulator.faults.strike_connection() {
+            return misbehave::reset(socket);
+        }
         // Answers are small: waiting to fill a segment would only add delay. A socket that refuses still works.
         let _ = socket.set_nodelay(true);
         let Some(tls) = tls else {
@@ -100,9 +128,14 @@ impl Visitor {
         }
     }
 
-    async fn converse(self, stream: impl AsyncRead + AsyncWrite + Unpin) {
-        let Self { simulator, stop } = self;
-        let service = service_fn(|request| answer(&simulator, request));
+    async fn converse(self, stream: impl Socket) {
+        let Self {
+            simulator,
+            mut refusing,
+            stop,
+        } = self;
+        let line = Line::new(&simulator.faults);
+        let service = service_fn(|request| answer(&simulator, &line, &stop, request));
         // hyper's header timer also runs while a kept connection is idle, so this is the idle limit too.
         let mut server = http1::Builder::new();
         server
@@ -110,30 +143,53 @@ impl Visitor {
             .header_read_timeout(HEADER_TIME)
             .max_buf_size(HEADER_BYTES_MAX)
             .keep_alive(true);
-        let mut connection = pin!(server.serve_connection(TokioIo::new(stream), service));
-        let ended = match stop.run_until_cancelled(connection.as_mut()).await {
+        let mut connection = server.serve_connection(TokioIo::new(line.carry(stream)), service);
+        let ended = tokio::select! {
+            ended = &mut connection => Some(ended),
+            () = stop.cancelled() => None,
+            _ = refusing.changed() => {
+                // hyper closes it at once when it's idle, and else after the answer that is due.
+                Pin::new(&mut connection).graceful_shutdown();
+                stop.run_until_cancelled(&mut connection).await
+            }
+        };
+        let ended = match ended {
             Some(ended) => ended,
             None => {
-                connection.as_mut().graceful_shutdown();
+                Pin::new(&mut connection).graceful_shutdown();
                 // Past the drain time the connection is dropped as it is.
-                timeout(DRAIN_TIME, connection).await.unwrap_or(Ok(()))
+                timeout(DRAIN_TIME, &mut connection).await.unwrap_or(Ok(()))
             }
         };
         if let Err(error) = ended {
             tracing::debug!(%error, "a connection to the simulator broke");
         }
+        line.finish(connection.into_parts().io.into_inner()).await;
     }
 }
 
-/// The whole request's answer. An error ends the connection: there is nobody left to answer, or no telling where the body ends.
+/// The whole request's answer. An error ends the connection: there is nobody left to answer, no telling where the body ends, or a
+/// fault that wants it so.
 async fn answer(
     simulator: &Simulator,
+    line: &Line<'_>,
+    stop: &CancellationToken,
     request: Request<Incoming>,
-) -> Result<Response<Full<Bytes>>, io::Error> {
+) -> io::Result<Response<Full<Bytes>>> {
+    let fault = simulator.strike(request.method(), request.uri().path());
+    if fault == Some(Fault::ResetBeforeReading) {
+        return Err(line.end(End::Reset));
+    }
     let (head, body) = request.into_parts();
     let read = timeout(BODY_TIME, Limited::new(body, BODY_BYTES_MAX).collect()).await?;
     let response = match read {
-        Ok(body) => simulator.answer(&Request::from_parts(head, body.to_bytes())),
+        Ok(body) => {
+            let request = Request::from_parts(head, body.to_bytes());
+            match fault {
+                None => simulator.answer(&request),
+                Some(fault) => misbehave::answer(fault, simulator, &request, line, stop).await?,
+            }
+        }
         Err(error) if error.is::<LengthLimitError>() => {
             let mut response =
                 protocol::infrastructure(StatusCode::PAYLOAD_TOO_LARGE, "body too large\n");
@@ -144,6 +200,7 @@ async fn answer(
         }
         Err(error) => return Err(io::Error::other(error)),
     };
+    line.answered();
     Ok(response.map(Full::new))
 }
 

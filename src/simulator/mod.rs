@@ -17,13 +17,17 @@
 //! **To see the refusals of the samples**: send `customer-increment` or `product-add` twice; delete the product with
 //! `updateProductInfo` and `"enable":-1` before `product-update-missing`; start with a small `quota_per_day` and use it up before
 //! `quota-exhausted`. `order-complete` comes before `order-cancel`, since both name the seeded order. `seed` lists what is there.
+//!
+//! **To see it misbehave**: `faults` is the book of what is to go wrong, and `misbehave` does it. Without an entry there it's as honest as it can be.
 
 mod amount;
 mod call;
 mod coupons;
 mod encoding;
+pub mod faults;
 mod host;
 mod members;
+mod misbehave;
 mod moment;
 mod money;
 mod operations;
@@ -49,6 +53,8 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 use std::sync::Mutex;
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
 use http::HeaderMap;
@@ -66,6 +72,8 @@ use crate::simulator::call::Call;
 use crate::simulator::call::Chain;
 use crate::simulator::call::locked;
 use crate::simulator::encoding::Encoding;
+use crate::simulator::faults::Fault;
+use crate::simulator::faults::Faults;
 use crate::simulator::moment::Moment;
 use crate::simulator::operations::Operation;
 use crate::simulator::quota::Quota;
@@ -108,6 +116,9 @@ pub struct Simulator {
     keys: BTreeMap<String, String>,
     shops: BTreeMap<String, Mutex<Shop>>,
     chain: Chain,
+    faults: Faults,
+    received: AtomicU64,
+    took_effect: AtomicU64,
     clock: Clock,
     watcher: Option<mpsc::Sender<Seen>>,
 }
@@ -148,6 +159,9 @@ impl Simulator {
                 app_ids,
                 quota: Mutex::new(quota),
             },
+            faults: Faults::new(seed_of_chance(&clock)),
+            received: AtomicU64::new(0),
+            took_effect: AtomicU64::new(0),
             clock,
             watcher: None,
         }
@@ -160,6 +174,31 @@ impl Simulator {
             watcher: Some(watcher),
             ..self
         }
+    }
+
+    /// What is to go wrong, on the connections that [`serve`](Self::serve) answers.
+    #[must_use]
+    pub fn faults(&self) -> &Faults {
+        &self.faults
+    }
+
+    /// How many calls there were since the start, on the connections that [`serve`](Self::serve) answers.
+    #[must_use]
+    pub fn calls(&self) -> Calls {
+        Calls {
+            received: self.received.load(Ordering::Relaxed),
+            took_effect: self.took_effect.load(Ordering::Relaxed),
+        }
+    }
+
+    /// What is to go wrong with the call whose head has come. What isn't a call gets its 404 or 405 as ever.
+    fn strike(&self, method: &Method, path: &str) -> Option<Fault> {
+        let operation = Operation::find(&protocol::operation_name(path)?)?;
+        if method != Method::POST {
+            return None;
+        }
+        self.received.fetch_add(1, Ordering::Relaxed);
+        self.faults.strike_call(operation.name)
     }
 
     fn show(&self, request: &Request<Bytes>) {
@@ -185,8 +224,14 @@ impl Simulator {
     }
 
     /// Answers one request, whole. Does no IO but for one log line, which has neither key nor signature nor body.
+    ///
+    /// The faults that are set don't matter here.
     #[must_use]
     pub fn answer(&self, request: &Request<Bytes>) -> Response<Bytes> {
+        self.answer_in(request, Encoding::chosen(request.headers()))
+    }
+
+    fn answer_in(&self, request: &Request<Bytes>, encoding: Encoding) -> Response<Bytes> {
         self.show(request);
         let name = protocol::operation_name(request.uri().path());
         let Some(operation) = name.and_then(|name| Operation::find(&name)) else {
@@ -201,7 +246,10 @@ impl Simulator {
         };
         let outcome = self.visit(operation, request, &mut visit);
         let (status, code) = match &outcome {
-            Ok(_) => ("success", None),
+            Ok(_) => {
+                self.took_effect.fetch_add(1, Ordering::Relaxed);
+                ("success", None)
+            }
             Err(refusal) => ("error", refusal.words().code),
         };
         let Visit { app_id, signature } = visit;
@@ -213,11 +261,7 @@ impl Simulator {
             signature,
             "answered a simulated call"
         );
-        protocol::business(
-            outcome,
-            operation.documented,
-            Encoding::chosen(request.headers()),
-        )
+        protocol::business(outcome, operation.documented, encoding)
     }
 
     fn visit<'a>(
@@ -266,6 +310,20 @@ impl fmt::Debug for Simulator {
             .field("app_ids", &self.chain.app_ids)
             .finish_non_exhaustive()
     }
+}
+
+/// How many calls there were.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Calls {
+    /// Whose head was read, whatever went wrong then.
+    pub received: u64,
+    /// That the business answered with success, whether or not the answer arrived.
+    pub took_effect: u64,
+}
+
+/// Another one for each start, and the same one for a clock that stands still.
+fn seed_of_chance(clock: &Clock) -> u64 {
+    u64::try_from(clock.since_epoch().as_nanos()).unwrap_or(u64::MAX)
 }
 
 /// What the log says of a call that may have been refused at any step.

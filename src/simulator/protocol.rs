@@ -9,6 +9,7 @@ use http::StatusCode;
 use http::header::ALLOW;
 use http::header::CONTENT_ENCODING;
 use http::header::CONTENT_TYPE;
+use http::header::RETRY_AFTER;
 use md5::Digest;
 use md5::Md5;
 use serde::Serialize;
@@ -105,17 +106,43 @@ pub(super) fn business(outcome: Outcome, documented: bool, encoding: Encoding) -
 
 /// An answer that never reached the business: an unknown method, a wrong verb, a body too large. The texts are assumed.
 pub(super) fn infrastructure(status: StatusCode, text: &'static str) -> Response<Bytes> {
-    let mut response = marked(Response::new(Bytes::from_static(text.as_bytes())), false);
-    *response.status_mut() = status;
-    response.headers_mut().insert(
-        CONTENT_TYPE,
-        HeaderValue::from_static("text/plain; charset=utf-8"),
-    );
+    let mut response = page(status, "text/plain; charset=utf-8", text.into());
     if status == StatusCode::METHOD_NOT_ALLOWED {
         response
             .headers_mut()
             .insert(ALLOW, HeaderValue::from_static("POST"));
     }
+    response
+}
+
+/// A server's failure, as whatever stands before the vendor's server may send it. Assumed.
+pub(super) fn failure(status: StatusCode, retry_after: Option<u32>) -> Response<Bytes> {
+    let mut response = page(
+        status,
+        "text/plain; charset=utf-8",
+        format!("{status}\n").into(),
+    );
+    if let Some(seconds) = retry_after {
+        response.headers_mut().insert(RETRY_AFTER, seconds.into());
+    }
+    response
+}
+
+/// HTTP 200 with what no client of this protocol can read. Assumed.
+pub(super) fn garbage() -> Response<Bytes> {
+    page(
+        StatusCode::OK,
+        "text/html; charset=utf-8",
+        Bytes::from_static(b"<!DOCTYPE html>\n<title>Maintenance</title>\n<p>Back soon.</p>\n"),
+    )
+}
+
+fn page(status: StatusCode, content_type: &'static str, text: Bytes) -> Response<Bytes> {
+    let mut response = marked(Response::new(text), false);
+    *response.status_mut() = status;
+    response
+        .headers_mut()
+        .insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
     response
 }
 
