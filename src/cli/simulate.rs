@@ -49,6 +49,9 @@ pub(super) struct Arguments {
     /// Calls a day for each account, failures counted
     #[arg(long, value_name = "CALLS", default_value_t = QUOTA_PER_DAY)]
     quota_per_day: u32,
+    /// Where to take control calls that set faults, plain HTTP, to this machine alone; see docs/simulator.md
+    #[arg(long, value_name = "ADDRESS")]
+    admin: Option<SocketAddr>,
 }
 
 fn account(text: &str) -> Result<(String, PathBuf), String> {
@@ -64,6 +67,12 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
             "plain HTTP is for this machine alone: give --certificate and --private-key, or a loopback --address"
         ),
     };
+    if arguments
+        .admin
+        .is_some_and(|admin| !admin.ip().is_loopback())
+    {
+        bail!("control calls are for this machine alone: give a loopback --admin");
+    }
     let accounts = arguments.accounts.iter().map(|(app_id, file)| {
         let app_key = fs::read_to_string(file).with_context(|| file.display().to_string())?;
         Ok(Account {
@@ -85,7 +94,7 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
     let runtime = runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
-    runtime.block_on(serve(settings, tls, arguments.address))
+    runtime.block_on(serve(settings, tls, arguments.address, arguments.admin))
 }
 
 fn read(path: &Path) -> anyhow::Result<Vec<u8>> {
@@ -96,29 +105,50 @@ async fn serve(
     settings: Settings,
     tls: Option<TlsAcceptor>,
     address: SocketAddr,
+    admin: Option<SocketAddr>,
 ) -> anyhow::Result<ExitCode> {
     let mut signals = Signals::watch()?;
-    let listener = TcpListener::bind(address)
-        .await
-        .with_context(|| address.to_string())?;
+    let listener = bound(address).await?;
     let scheme = if tls.is_some() { "https" } else { "http" };
     let accounts = settings.accounts.len();
-    let banner = format!(
+    let mut banner = format!(
         "A stand-in for a KYBIO host, with {accounts} account{}, at {scheme}://{}\n\
          Each answer's header x-kybio-simulator-answer says whether it is documented or assumed.\n",
         if accounts == 1 { "" } else { "s" },
         listener.local_addr()?
     );
+    let admin = match admin {
+        Some(address) => Some(bound(address).await?),
+        None => None,
+    };
+    if let Some(admin) = &admin {
+        banner.push_str(&format!(
+            "It misbehaves when told to, for example with its next call:\n\
+             curl -d '{{\"fault\":\"reset-after-reading\",\"calls\":1}}' http://{}/faults\n",
+            admin.local_addr()?
+        ));
+    }
     io::stdout().lock().write_all(banner.as_bytes())?;
     let stop = CancellationToken::new();
     let simulator = Arc::new(Simulator::new(settings, Clock::system()));
-    let serving = simulator.serve(listener, tls, stop.clone());
+    let serving = Arc::clone(&simulator).serve(listener, tls, stop.clone());
+    let controlled = async {
+        if let Some(admin) = admin {
+            simulator.control(admin, stop.clone()).await;
+        }
+    };
     let ended = async {
         signals.wish_to_end().await;
         stop.cancel();
     };
-    tokio::join!(serving, ended);
+    tokio::join!(serving, controlled, ended);
     Ok(ExitCode::SUCCESS)
+}
+
+async fn bound(address: SocketAddr) -> anyhow::Result<TcpListener> {
+    TcpListener::bind(address)
+        .await
+        .with_context(|| address.to_string())
 }
 
 /// The TLS side of a stand-in host, which asks for no client certificate.

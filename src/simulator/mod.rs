@@ -18,10 +18,12 @@
 //! `updateProductInfo` and `"enable":-1` before `product-update-missing`; start with a small `quota_per_day` and use it up before
 //! `quota-exhausted`. `order-complete` comes before `order-cancel`, since both name the seeded order. `seed` lists what is there.
 //!
-//! **To see it misbehave**: `faults` is the book of what is to go wrong, and `misbehave` does it. Without an entry there it's as honest as it can be.
+//! **To see it misbehave**: `faults` is the book of what is to go wrong, `control` the calls that write in it, `misbehave` does it, and
+//! `docs/simulator.md` says what each fault looks like to a caller. Without an entry there it's as honest as it can be.
 
 mod amount;
 mod call;
+mod control;
 mod coupons;
 mod encoding;
 pub mod faults;
@@ -62,6 +64,7 @@ use http::Method;
 use http::Request;
 use http::Response;
 use http::StatusCode;
+use serde::Serialize;
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 use tokio_rustls::TlsAcceptor;
@@ -223,6 +226,12 @@ impl Simulator {
         host::serve(self, listener, tls, stop).await;
     }
 
+    /// Answers control calls on a listener of its own until `stop`: setting, listing and clearing faults. It asks nobody who they are,
+    /// so the listener's address must be a loopback one.
+    pub async fn control(self: Arc<Self>, listener: TcpListener, stop: CancellationToken) {
+        control::serve(self, listener, stop).await;
+    }
+
     /// Answers one request, whole. Does no IO but for one log line, which has neither key nor signature nor body.
     ///
     /// The faults that are set don't matter here.
@@ -313,7 +322,7 @@ impl fmt::Debug for Simulator {
 }
 
 /// How many calls there were.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct Calls {
     /// Whose head was read, whatever went wrong then.
     pub received: u64,
