@@ -26,6 +26,9 @@ mod headers; // W3: what goes up is our own request
 mod calls; // outcomes, deadlines, connections
 mod samples; // the documented calls, end to end to the stand-in host
 
+// The stand-in host
+mod misbehaving; // resets, silence, broken answers: on demand, for those who try how callers bear them
+
 // Secrets
 mod keys; // S2: a bad key file disables its account alone
 mod secrets; // S1: nothing that comes out holds a key or a signature
