@@ -12,7 +12,7 @@
 //! commands   cli
 //! assembly   server  admin  config
 //! line       proxy
-//! stations   listener  identity  policy  payload  sign  upstream  reply
+//! stations   listener  identity  policy  payload  slots  sign  upstream  reply
 //! observe    observe
 //! words      account  operation  operations  name  outcome  pattern  clock  stop
 //! beside     simulator
@@ -20,8 +20,9 @@
 //!
 //! # Words
 //! *caller*: an internal service. *account*: an appId with its key, on one *upstream*. *operation*: `module/method`. *grant*: this
-//! caller may call this operation with this account. *payload*: a body that names its account. *stamp*, *signature*: what each
-//! *attempt* carries. *reply*: what the upstream said. *exchange*: the record of all that. *outcome*: what happened to the call.
+//! caller may call this operation with this account. *payload*: a body that names its account. *slot*: leave to have one call under
+//! way. *stamp*, *signature*: what each *attempt* carries. *reply*: what the upstream said. *exchange*: the record of all that.
+//! *outcome*: what happened to the call.
 //!
 //! # What isn't here
 //! `sign` knows no HTTP and no clock. No module reads the environment but `config::environment`, and none reads the machine's time
@@ -42,6 +43,7 @@ pub mod payload;
 pub mod policy;
 pub mod reply;
 pub mod sign;
+pub mod slots;
 pub mod upstream;
 
 pub mod observe;

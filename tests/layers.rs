@@ -78,6 +78,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
         ],
     ),
     ("payload", &["account"]),
+    ("slots", &["name"]),
     ("sign", &["account", "payload"]),
     (
         "upstream",
