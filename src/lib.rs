@@ -42,6 +42,7 @@ pub mod listener;
 pub mod payload;
 pub mod policy;
 pub mod reply;
+pub mod retry;
 pub mod sign;
 pub mod slots;
 pub mod upstream;

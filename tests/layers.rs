@@ -84,6 +84,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
         "upstream",
         &["clock", "name", "observe", "operation", "sign"],
     ),
+    ("retry", &["operation"]),
     ("reply", &[]),
     // observe
     ("observe", &["clock", "name", "operation", "outcome"]),
