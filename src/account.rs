@@ -22,6 +22,8 @@ pub struct Account {
     pub key: Result<AppKey, KeyFault>,
     /// Kill switch.
     pub paused: bool,
+    /// Calls with it at a time.
+    pub in_flight_max: usize,
 }
 
 /// The vendor's public half of the credentials: goes into the body as `appId`.

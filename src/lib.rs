@@ -12,20 +12,19 @@
 //! commands   cli
 //! assembly   server  admin  config
 //! line       proxy
-//! stations   listener  identity  policy  payload  slots  sign  upstream  reply
+//! stations   listener  identity  policy  payload  quota  slots  sign  upstream  retry  reply
 //! observe    observe
-//! words      account  operation  operations  name  outcome  pattern  clock  stop
+//! words      account  answers  operation  operations  name  outcome  pattern  clock  stop
 //! beside     simulator
 //! ```
 //!
 //! # Words
 //! *caller*: an internal service. *account*: an appId with its key, on one *upstream*. *operation*: `module/method`. *grant*: this
-//! caller may call this operation with this account. *payload*: a body that names its account. *slot*: leave to have one call under
-//! way. *stamp*, *signature*: what each *attempt* carries. *reply*: what the upstream said. *exchange*: the record of all that.
-//! *outcome*: what happened to the call.
+//! caller may call this operation with this account. *payload*: a body that names its account. *stamp*, *signature*: what each
+//! *attempt* carries. *reply*: what the upstream said. *exchange*: the record of all that. *outcome*: what happened to the call.
 //!
 //! # What isn't here
-//! `sign` knows no HTTP and no clock. No module reads the environment but `config::environment`, and none reads the machine's time
+//! `sign` knows no HTTP and no clock. `retry` decides, and never waits or sends. No module reads the environment but `config::environment`, and none reads the machine's time
 //! but `clock`. Nothing below `config` knows TOML (the catalogue's file aside). `policy`, `sign`, `reply` and `proxy::respond` do no
 //! IO. There are no globals: registry, clock and configuration are made once and passed.
 
@@ -41,6 +40,7 @@ pub mod identity;
 pub mod listener;
 pub mod payload;
 pub mod policy;
+pub mod quota;
 pub mod reply;
 pub mod retry;
 pub mod sign;
@@ -50,6 +50,7 @@ pub mod upstream;
 pub mod observe;
 
 pub mod account;
+pub mod answers;
 pub mod clock;
 pub mod name;
 pub mod operation;

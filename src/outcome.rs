@@ -1,4 +1,4 @@
-//! What happened to a call, in the one word that callers, logs and dashboards share.
+//! What happened to a call, in the one word that callers, logs and dashboards share, and what of it may have left.
 
 /// The `Kybio-Gateway-Outcome` header's value, and the label of the same name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -27,4 +27,13 @@ impl Outcome {
             Self::Unknown => "unknown",
         }
     }
+}
+
+/// Whether the vendor may have seen an attempt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Left {
+    /// It provably didn't: no connection, the request was handed back, or not one byte was accepted since it was handed over.
+    Nothing,
+    /// It may have. Nothing else proves anything.
+    Perhaps,
 }

@@ -31,8 +31,11 @@ use crate::observe::metrics::Metrics;
 use crate::policy::Policy;
 use crate::proxy::Proxy;
 use crate::proxy::Worker;
+use crate::proxy::route::Route;
+use crate::quota::Latches;
+use crate::slots::Slots;
 use crate::stop::Stop;
-use crate::upstream::Upstream;
+use crate::upstream::probe;
 
 /// Descriptors for everything but connections: files, runtimes, the admin's own.
 const DESCRIPTORS_RESERVED: u64 = 128;
@@ -116,12 +119,8 @@ impl Server {
     /// When an address can't be had, or a limit doesn't fit.
     pub fn bind(config: Config, clock: Clock, stop: Stop) -> Result<Self, Error> {
         raise_descriptor_limit(&config)?;
-        let codes = config
-            .catalogue
-            .answers()
-            .iter()
-            .filter_map(|answer| answer.code);
-        let metrics = Arc::new(Metrics::new(codes));
+        let answers = config.catalogue.answers().clone();
+        let metrics = Arc::new(Metrics::new(answers.codes()));
         let policy = Policy::new(&config.catalogue, &config.accounts, &config.callers);
         let disabled = config
             .accounts
@@ -131,16 +130,23 @@ impl Server {
         metrics
             .accounts_disabled
             .set(i64::try_from(disabled).unwrap_or(i64::MAX));
-        let upstreams = config.upstreams.into_iter().map(|settings| {
-            let name = settings.name.to_string();
-            Upstream::new(settings, &metrics)
-                .map(Arc::new)
-                .map_err(|cause| Error::Upstream { name, cause })
+        let routes = config.upstreams.into_iter().map(|settings| {
+            let name = settings.upstream.name.clone();
+            match Route::new(settings, &metrics) {
+                Ok(route) => Ok((name, route)),
+                Err(cause) => Err(Error::Upstream {
+                    name: name.to_string(),
+                    cause,
+                }),
+            }
         });
         let proxy = Arc::new(Proxy {
             callers: Callers::new(config.identities),
             policy,
-            upstreams: upstreams.collect::<Result<_, _>>()?,
+            routes: routes.collect::<Result<_, _>>()?,
+            slots: Slots::default(),
+            latches: Latches::new(&metrics),
+            answers,
             settings: config.body,
             metrics: Arc::clone(&metrics),
             clock: clock.clone(),
@@ -222,9 +228,13 @@ impl Server {
         let cut = runtime.block_on(async {
             self.admin_door.set_nonblocking(true)?;
             let admin_door = TcpListener::from_std(self.admin_door)?;
-            // Both end with this runtime, which ends with the last worker.
+            // All end with this runtime, which ends with the last worker.
             tokio::spawn(beside);
             tokio::spawn(self.admin.serve(admin_door, self.stop.cut.clone()));
+            for route in self.proxy.routes.values() {
+                let upstream = Arc::clone(&route.upstream);
+                tokio::spawn(probe::run(upstream, self.proxy.clock.clone()));
+            }
             supervise(reports, self.stop, self.runtime).await
         });
         for worker in workers {
@@ -324,7 +334,7 @@ async fn sweep(worker: Arc<Worker>) {
             _ = tick.tick() => {}
             () = any(wanted.collect()) => {}
         }
-        worker.pools().for_each(|pool| pool.sweep());
+        worker.sweep();
     }
 }
 
@@ -350,7 +360,7 @@ fn raise_descriptor_limit(config: &Config) -> Result<(), Error> {
     let upstream: usize = config
         .upstreams
         .iter()
-        .map(|upstream| upstream.connections_max)
+        .map(|route| route.upstream.connections_max)
         .sum();
     let needed = (config.door.settings.connections_max + upstream) as u64 + DESCRIPTORS_RESERVED;
     if needed > hard {

@@ -11,6 +11,8 @@ use rustls::RootCertStore;
 
 use crate::account::Account;
 use crate::account::AppId;
+use crate::answers::Answer;
+use crate::answers::AnswerClass;
 use crate::config::Config;
 use crate::config::Door;
 use crate::config::Runtime;
@@ -35,8 +37,12 @@ use crate::pattern::Pattern;
 use crate::policy::AccountBy;
 use crate::policy::CallerRules;
 use crate::proxy;
+use crate::proxy::route;
+use crate::quota;
+use crate::retry;
 use crate::upstream;
 use crate::upstream::BaseUrl;
+use crate::upstream::breaker;
 
 /// Collects what is true and what is wrong.
 pub(super) struct Builder<'a> {
@@ -208,7 +214,7 @@ impl Builder<'_> {
         listener("body_timeout") + total.unwrap_or_default() + listener("write_timeout")
     }
 
-    fn upstreams(&mut self) -> Vec<upstream::Settings> {
+    fn upstreams(&mut self) -> Vec<route::Settings> {
         let checked = self.checked;
         let mut upstreams = Vec::new();
         for name in checked.names("upstreams") {
@@ -236,7 +242,9 @@ impl Builder<'_> {
                     "use https://",
                 );
             }
-            upstreams.push(upstream::Settings {
+            let utc_offset = checked.text(&key("utc_offset")).map(utc_offset);
+            let utc_offset = utc_offset.and_then(|offset| self.keep(&key("utc_offset"), offset));
+            let settings = upstream::Settings {
                 name,
                 base_url,
                 roots,
@@ -248,6 +256,34 @@ impl Builder<'_> {
                 connection_age_max: checked.duration(&key("connection_age_max")),
                 connections_max: checked.integer(&key("connections_max")),
                 reply_bytes_max: checked.integer(&key("reply_bytes_max")),
+                breaker: breaker::Rules {
+                    failures: checked.small(&key("breaker_failures")),
+                    percent: checked.small(&key("breaker_percent")),
+                    volume: checked.small(&key("breaker_volume")),
+                    window: checked.duration(&key("breaker_window")),
+                },
+            };
+            let in_flight_max = checked.number(&key("in_flight_max"));
+            let rules = route::Rules {
+                retry: retry::Rules {
+                    attempts_max: checked.small(&key("attempts_max")),
+                    backoff_min: checked.duration(&key("backoff_min")),
+                    backoff_max: checked.duration(&key("backoff_max")),
+                    attempt_time_min: checked.duration(&key("attempt_timeout")) / 10,
+                },
+                quota: quota::Rules {
+                    utc_offset: utc_offset.unwrap_or_default(),
+                    trial_interval: checked.duration(&key("quota_trial_interval")),
+                },
+                in_flight_max: in_flight_max
+                    .and_then(|number| usize::try_from(number).ok())
+                    .unwrap_or(settings.connections_max),
+                queue_max: checked.integer(&key("queue_max")),
+                queue_timeout: checked.duration(&key("queue_timeout")),
+            };
+            upstreams.push(route::Settings {
+                upstream: settings,
+                rules,
             });
         }
         if checked.names("upstreams").is_empty() {
@@ -308,9 +344,48 @@ impl Builder<'_> {
                 lookup: lookup.and_then(|lookup| self.keep(&key("lookup"), lookup)),
                 paused: checked.boolean(&key("paused")),
             };
-            catalogue.set(name, changes);
+            let trusted = changes.repeat == Some(Repeat::IdenticalBytes);
+            let operation = catalogue.set(name, changes);
+            if trusted && operation.class != Class::DeduplicatedWrite {
+                let message = format!(
+                    "this is a {}, of which KYBIO would take a repeat for a call of its own",
+                    operation.class.as_str()
+                );
+                self.fault_with_hint(
+                    &key("repeat"),
+                    message,
+                    "identical-bytes is for a deduplicated-write alone",
+                );
+            }
         }
+        catalogue.know(self.answers());
         catalogue
+    }
+
+    /// Error answers that the operator knows.
+    fn answers(&mut self) -> Vec<Answer> {
+        let checked = self.checked;
+        let mut answers = Vec::new();
+        for written in checked.names("answers") {
+            let key = |key| ["answers", written, key];
+            let class = checked.text(&key("class")).and_then(word::<AnswerClass>);
+            if checked.is_empty_list(&key("match")) {
+                self.fault(&key("match"), "the list is empty: no answer would fit");
+            }
+            for text in checked.texts(&key("match")) {
+                if text.is_empty() {
+                    self.fault(&key("match"), "an empty text is part of every message");
+                }
+                let code = text.parse().ok();
+                let message = code.is_none().then(|| text.clone());
+                answers.extend(class.map(|class| Answer {
+                    code,
+                    message,
+                    class,
+                }));
+            }
+        }
+        answers
     }
 
     fn accounts(&mut self) -> Vec<Arc<Account>> {
@@ -365,6 +440,7 @@ impl Builder<'_> {
                 upstream,
                 key: app_key,
                 paused,
+                in_flight_max: checked.integer(&key("in_flight_max")),
             }));
         }
         if checked.names("accounts").is_empty() {
@@ -524,6 +600,7 @@ impl Builder<'_> {
             account_by,
             operations,
             paused,
+            in_flight_max: checked.integer(&key("in_flight_max")),
         })
     }
 
@@ -536,6 +613,29 @@ impl Builder<'_> {
             }
         }
     }
+}
+
+/// Seconds east of UTC, as RFC 3339 writes an offset.
+fn utc_offset(text: &str) -> Result<i32, String> {
+    let seconds = || {
+        let (sign, rest) = match text.split_at_checked(1)? {
+            ("+", rest) => (1, rest),
+            ("-", rest) => (-1, rest),
+            _ => return None,
+        };
+        let (hours, minutes) = rest.split_once(':')?;
+        let number = |text: &str, max: i32| {
+            let digits = text.len() == 2 && text.bytes().all(|byte| byte.is_ascii_digit());
+            let number: i32 = if digits {
+                text.parse().ok()?
+            } else {
+                return None;
+            };
+            (number <= max).then_some(number)
+        };
+        Some(sign * (number(hours, 14)? * 3_600 + number(minutes, 59)? * 60))
+    };
+    seconds().ok_or_else(|| "write it as \"+08:00\"".to_owned())
 }
 
 fn nearest(text: &str, catalogue: &Catalogue) -> Option<OperationName> {

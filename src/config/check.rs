@@ -32,7 +32,7 @@ pub(super) struct Checked<'a> {
 }
 
 /// The tables whose entries the operator names.
-const NAMED_TABLES: [&str; 4] = ["upstreams", "accounts", "callers", "operations"];
+const NAMED_TABLES: [&str; 5] = ["upstreams", "accounts", "callers", "operations", "answers"];
 
 impl<'a> Checked<'a> {
     /// Walks the tree.
@@ -246,12 +246,23 @@ impl<'a> Checked<'a> {
         }
     }
 
-    /// A whole number that isn't negative; all have defaults.
+    /// A whole number that isn't negative and has a default.
     pub(super) fn integer(&self, path: &[&str]) -> usize {
+        let number = self.number(path).unwrap_or_default();
+        usize::try_from(number).unwrap_or_default()
+    }
+
+    /// A whole number that its bounds keep small and that has a default.
+    pub(super) fn small(&self, path: &[&str]) -> u32 {
+        u32::try_from(self.integer(path)).unwrap_or(u32::MAX)
+    }
+
+    /// A whole number, if written or with a default.
+    pub(super) fn number(&self, path: &[&str]) -> Option<i64> {
         if let Some(Data::Integer(number)) = self.data(path) {
-            usize::try_from(*number).unwrap_or_default()
+            Some(*number)
         } else {
-            0
+            None
         }
     }
 

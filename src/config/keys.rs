@@ -231,7 +231,73 @@ pub const KEYS: &[Key] = &[
         "upstreams.*.attempts_max",
         Kind::Integer(1, 10),
         Fallback::Value("3"),
-        "Attempts for one request. Reserved: this version makes one attempt, whatever it says.",
+        "Attempts for one request. Reads are tried again after most failures, writes only when nothing left.",
+    ),
+    key(
+        "upstreams.*.backoff_min",
+        Kind::Duration(MS, MINUTE),
+        Fallback::Value(r#""50ms""#),
+        "The longest pause before the second attempt; doubled for the third, and so on. Pauses are random, from nothing to that.",
+    ),
+    key(
+        "upstreams.*.backoff_max",
+        Kind::Duration(MS, MINUTE),
+        Fallback::Value(r#""1s""#),
+        "Where that doubling ends.",
+    ),
+    key(
+        "upstreams.*.in_flight_max",
+        Kind::Integer(1, 10_000),
+        Fallback::Absent("100"),
+        "Calls to it at a time, in the whole process; more wait for their turn. As many as connections_max unless written.",
+    ),
+    key(
+        "upstreams.*.queue_max",
+        Kind::Integer(0, 100_000),
+        Fallback::Value("1000"),
+        "Calls that wait for their turn. Callers take turns, and none may hold more than half of the places.",
+    ),
+    key(
+        "upstreams.*.queue_timeout",
+        Kind::Duration(MS, HOUR),
+        Fallback::Value(r#""10s""#),
+        "How long a call waits for its turn.",
+    ),
+    key(
+        "upstreams.*.breaker_failures",
+        Kind::Integer(1, 10_000),
+        Fallback::Value("10"),
+        "So many attempts that fail in a row, by connection or by time, open the breaker: calls are refused until the host is back.",
+    ),
+    key(
+        "upstreams.*.breaker_percent",
+        Kind::Integer(1, 100),
+        Fallback::Value("50"),
+        "So does this share of failed attempts, in percent,",
+    ),
+    key(
+        "upstreams.*.breaker_volume",
+        Kind::Integer(1, 1_000_000),
+        Fallback::Value("100"),
+        "of at least so many attempts,",
+    ),
+    key(
+        "upstreams.*.breaker_window",
+        Kind::Duration(SECOND, HOUR),
+        Fallback::Value(r#""10s""#),
+        "within this time.",
+    ),
+    key(
+        "upstreams.*.utc_offset",
+        Kind::Text,
+        Fallback::Value(r#""+08:00""#),
+        "The host's time zone, at whose midnight the daily quota begins anew.",
+    ),
+    key(
+        "upstreams.*.quota_trial_interval",
+        Kind::Duration(SECOND, DAY),
+        Fallback::Value(r#""15m""#),
+        "Once KYBIO has said that an account's calls for the day are used up, one call each so often finds out whether there are some again.",
     ),
     key(
         "upstreams.*.reply_bytes_max",
@@ -262,6 +328,12 @@ pub const KEYS: &[Key] = &[
         Kind::Boolean,
         Fallback::Value("false"),
         "Kill switch: its calls are refused with 503.",
+    ),
+    key(
+        "accounts.*.in_flight_max",
+        Kind::Integer(1, 10_000),
+        Fallback::Value("50"),
+        "Calls with it at a time; more wait for their turn.",
     ),
     key(
         "callers.*.identities",
@@ -300,6 +372,12 @@ pub const KEYS: &[Key] = &[
         "Kill switch: its requests are refused with 503.",
     ),
     key(
+        "callers.*.in_flight_max",
+        Kind::Integer(1, 10_000),
+        Fallback::Value("50"),
+        "Its calls at a time; more wait for their turn.",
+    ),
+    key(
         "operations.*.class",
         Kind::Choice(&[
             "read",
@@ -322,7 +400,7 @@ pub const KEYS: &[Key] = &[
         "operations.*.repeat",
         Kind::Choice(&["never", "identical-bytes"]),
         Fallback::Absent(r#""never""#),
-        "Whether a write that may have left may be repeated, where the operator trusts KYBIO's de-duplication. Reserved: this version repeats nothing.",
+        "Whether a deduplicated-write that may have left may be sent again, the very same bytes, where the operator trusts KYBIO to refuse the second.",
     ),
     key(
         "operations.*.lookup",
@@ -335,6 +413,24 @@ pub const KEYS: &[Key] = &[
         Kind::Boolean,
         Fallback::Absent("false"),
         "Kill switch: calls are refused with 503.",
+    ),
+    key(
+        "answers.*.match",
+        Kind::Texts,
+        Fallback::Required(r#"["5010", "请稍后再试"]"#),
+        "Error answers of KYBIO's that mean the same: an errorCode, or a fragment of a message. These count before those that ship.",
+    ),
+    key(
+        "answers.*.class",
+        Kind::Choice(&[
+            "rejected",
+            "duplicate",
+            "quota-exhausted",
+            "credential",
+            "transient",
+        ]),
+        Fallback::Required(r#""transient""#),
+        "What it means: transient repeats a read, quota-exhausted refuses the account's calls until midnight.",
     ),
     key(
         "log.format",
@@ -380,6 +476,7 @@ fn example_name(table: &str) -> &'static str {
         "upstreams" => "kybio",
         "accounts" => "main",
         "callers" => "orders",
+        "answers" => "busy",
         _ => "\"customerOpenApi/updateBalancePointByIncrement\"",
     }
 }

@@ -31,7 +31,7 @@ use crate::observe::log;
 use crate::operations::Catalogue;
 use crate::policy::CallerRules;
 use crate::proxy;
-use crate::upstream;
+use crate::proxy::route;
 
 /// Everything that is configured, parsed and loaded.
 #[derive(Debug)]
@@ -43,7 +43,7 @@ pub struct Config {
     /// Where metrics and health are.
     pub admin: SocketAddr,
     /// KYBIO hosts.
-    pub upstreams: Vec<upstream::Settings>,
+    pub upstreams: Vec<route::Settings>,
     /// Merchant accounts with their keys.
     pub accounts: Vec<Arc<Account>>,
     /// Who may do what.

@@ -1,7 +1,10 @@
 //! The record of one exchange. It ends when it's dropped, whoever drops it, and the log line and all counters come from it alone.
 
+use std::fmt::Write;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::OnceLock;
+use std::sync::atomic::AtomicU32;
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -14,7 +17,7 @@ use crate::name::CallerName;
 use crate::name::UpstreamName;
 use crate::observe::metrics::Metrics;
 use crate::operation::Class;
-use crate::operation::OperationName;
+use crate::operation::Operation;
 use crate::outcome::Outcome;
 
 /// One request, from its head to its answer. Holds sizes, names and times; never a body, a key or a signature.
@@ -38,23 +41,29 @@ pub struct Exchange {
     /// Who called.
     pub caller: Option<CallerName>,
     /// What was called.
-    pub operation: Option<(OperationName, Class)>,
+    pub operation: Option<Arc<Operation>>,
     /// Method and path as they were written, of what is no operation.
     pub target: Option<String>,
     /// The caller may call it. Only then does it get a series of its own.
     pub permitted: bool,
     /// With which account.
     pub account: Option<AccountName>,
-    /// The attempt, if one was made.
-    pub attempt: Option<Attempt>,
-    /// KYBIO's word, if it answered.
-    pub answer: Option<Answer>,
+    /// The attempts that were made, in their order.
+    pub attempts: Vec<Attempt>,
+    /// How long the host wants to be left alone, if it has said so.
+    pub retry_after: Option<Duration>,
+    /// KYBIO has refused a repeat because it has taken the first attempt.
+    pub duplicate: bool,
+    /// From the first attempt to the verdict.
+    pub under_way: bool,
+    /// What a caller that stops waiting needs to know.
+    pub progress: Arc<Progress>,
     /// Size of the caller's body.
     pub request_bytes: usize,
     /// Size of the answer's body.
     pub reply_bytes: usize,
-    /// Time spent waiting for the caller's body.
-    pub body_wait: Duration,
+    /// Time that was neither the gateway's own nor an attempt's: waiting for the body, for a turn, before a retry.
+    pub waited: Duration,
     /// The answer was handed to the caller's connection.
     pub told: bool,
 }
@@ -68,6 +77,17 @@ pub struct Attempt {
     pub result: &'static str,
     /// From asking for a connection to the last byte.
     pub duration: Duration,
+    /// KYBIO's word, if it answered.
+    pub answer: Option<Answer>,
+}
+
+/// What of an exchange is seen by the caller's side while its attempts run in a task of their own.
+#[derive(Debug, Default)]
+pub struct Progress {
+    /// Attempts that were begun.
+    pub attempts: AtomicU32,
+    /// What the caller was told when its own time was up: HTTP status and code.
+    pub gave_up: OnceLock<(u16, &'static str)>,
 }
 
 /// KYBIO's word on the call.
@@ -77,6 +97,8 @@ pub struct Answer {
     pub success: bool,
     /// `errorCode`.
     pub code: Option<i64>,
+    /// What an error means, if it's one that is known.
+    pub class: Option<&'static str>,
 }
 
 /// One line for each request; what isn't known is left out. What came from outside is written as text, with its odd characters escaped.
@@ -89,22 +111,27 @@ macro_rules! line {
             peer = %$exchange.peer,
             caller = $exchange.caller.as_ref().map(CallerName::as_str),
             account = $exchange.account.as_ref().map(AccountName::as_str),
-            operation = $exchange.operation.as_ref().map(|(name, _)| name.as_str()),
-            class = $exchange.operation.as_ref().map(|(_, class)| class.as_str()),
+            operation = $exchange.operation.as_ref().map(|operation| operation.name.as_str()),
+            class = $exchange.operation.as_ref().map(|operation| operation.class.as_str()),
             asked = $exchange.target.as_ref().map(|target| bounded(target)),
             outcome = $exchange.outcome.as_str(),
             status = $exchange.status,
             refusal = $exchange.refusal,
             cause = $exchange.cause,
-            business_status = $exchange.answer.map(|answer| if answer.success { "success" } else { "error" }),
-            business_code = $exchange.answer.and_then(|answer| answer.code),
-            upstream = $exchange.attempt.as_ref().map(|attempt| attempt.upstream.as_str()),
-            attempt = $exchange.attempt.as_ref().map(|attempt| attempt.result),
-            attempt_ms = $exchange.attempt.as_ref().map(|attempt| milliseconds(attempt.duration)),
+            business_status = $exchange.answer().map(|answer| if answer.success { "success" } else { "error" }),
+            business_code = $exchange.answer().and_then(|answer| answer.code),
+            business_class = $exchange.answer().and_then(|answer| answer.class),
+            upstream = $exchange.attempts.last().map(|attempt| attempt.upstream.as_str()),
+            attempts = (!$exchange.attempts.is_empty()).then(|| $exchange.attempts.len()),
+            attempt = $exchange.attempts.last().map(|attempt| attempt.result),
+            attempt_ms = $exchange.attempts.last().map(|attempt| milliseconds(attempt.duration)),
+            earlier_attempts = $exchange.earlier(),
+            duplicate = $exchange.duplicate.then_some(true),
             duration_ms = milliseconds($duration),
             request_bytes = $exchange.request_bytes,
             reply_bytes = $exchange.reply_bytes,
-            caller_gone = (!$exchange.told && !$exchange.was_cut()).then_some(true),
+            caller_gone = (!$exchange.told && !$exchange.was_cut() && !$exchange.gave_up()).then_some(true),
+            caller_gave_up = $exchange.gave_up().then_some(true),
             cut = $exchange.was_cut().then_some(true),
             "request"
         )
@@ -137,11 +164,14 @@ impl Exchange {
             target: None,
             permitted: false,
             account: None,
-            attempt: None,
-            answer: None,
+            attempts: Vec::new(),
+            retry_after: None,
+            duplicate: false,
+            under_way: false,
+            progress: Arc::default(),
             request_bytes: 0,
             reply_bytes: 0,
-            body_wait: Duration::ZERO,
+            waited: Duration::ZERO,
             told: false,
         }
     }
@@ -156,7 +186,7 @@ impl Exchange {
         let metrics = &self.metrics;
         let outcome = self.outcome.as_str();
         let operation = match &self.operation {
-            Some((name, _)) if self.permitted => name.as_str(),
+            Some(operation) if self.permitted => operation.name.as_str(),
             Some(_) | None => "none",
         };
         metrics
@@ -182,25 +212,41 @@ impl Exchange {
         if let Some(code) = self.refusal {
             metrics.refusals.with_label_values(&[code]).inc();
         }
-        if let Some(attempt) = &self.attempt {
-            let upstream = attempt.upstream.as_str();
-            metrics
-                .attempts
-                .with_label_values(&[upstream, attempt.result])
-                .inc();
-            metrics
-                .attempt_seconds
-                .with_label_values(&[upstream])
-                .observe(attempt.duration.as_secs_f64());
-            let own = duration
-                .saturating_sub(attempt.duration)
-                .saturating_sub(self.body_wait);
+        let mut elsewhere = self.waited;
+        for (number, attempt) in self.attempts.iter().enumerate() {
+            self.count_attempt(attempt, operation);
+            elsewhere += attempt.duration;
+            if let Some(before) = number
+                .checked_sub(1)
+                .and_then(|before| self.attempts.get(before))
+            {
+                metrics
+                    .retries
+                    .with_label_values(&[attempt.upstream.as_str(), before.result])
+                    .inc();
+            }
+        }
+        if !self.attempts.is_empty() {
+            let own = duration.saturating_sub(elsewhere);
             metrics.overhead_seconds.observe(own.as_secs_f64());
             if !self.told {
                 metrics.late_verdicts.with_label_values(&[outcome]).inc();
             }
         }
-        if let (Some(answer), Some(account)) = (&self.answer, &self.account) {
+    }
+
+    fn count_attempt(&self, attempt: &Attempt, operation: &str) {
+        let metrics = &self.metrics;
+        let upstream = attempt.upstream.as_str();
+        metrics
+            .attempts
+            .with_label_values(&[upstream, attempt.result])
+            .inc();
+        metrics
+            .attempt_seconds
+            .with_label_values(&[upstream])
+            .observe(attempt.duration.as_secs_f64());
+        if let (Some(answer), Some(account)) = (&attempt.answer, &self.account) {
             let code = metrics.code_label(answer.code);
             metrics
                 .account_answers
@@ -215,16 +261,50 @@ impl Exchange {
 
     fn log(&self, duration: Duration) {
         // A write that may or may not have had effect is somebody's work; all else is told in the answer.
-        if self.outcome == Outcome::Unknown && !matches!(self.operation, Some((_, Class::Read))) {
+        if self.outcome == Outcome::Unknown && !self.is_read() {
             line!(Level::WARN, self, duration);
         } else {
             line!(Level::INFO, self, duration);
         }
     }
 
+    /// What is called changes nothing.
+    #[must_use]
+    pub fn is_read(&self) -> bool {
+        self.operation
+            .as_ref()
+            .is_some_and(|operation| operation.class == Class::Read)
+    }
+
+    /// KYBIO's last word, if it answered the last attempt.
+    #[must_use]
+    pub fn answer(&self) -> Option<Answer> {
+        self.attempts.last().and_then(|attempt| attempt.answer)
+    }
+
     /// The call was under way when the process ended.
     fn was_cut(&self) -> bool {
-        !self.told && self.outcome == Outcome::Unknown && self.attempt.is_none()
+        !self.told && self.under_way
+    }
+
+    fn gave_up(&self) -> bool {
+        self.progress.gave_up.get().is_some()
+    }
+
+    /// All attempts but the last, such as `broken 12.3 ms, unsent 0.4 ms`.
+    fn earlier(&self) -> Option<String> {
+        let (_, earlier) = self.attempts.split_last()?;
+        let mut text = String::new();
+        for attempt in earlier {
+            let comma = if text.is_empty() { "" } else { ", " };
+            let _ = write!(
+                text,
+                "{comma}{} {} ms",
+                attempt.result,
+                milliseconds(attempt.duration)
+            );
+        }
+        (!earlier.is_empty()).then_some(text)
     }
 }
 
@@ -246,6 +326,9 @@ fn milliseconds(duration: Duration) -> f64 {
 impl Drop for Exchange {
     fn drop(&mut self) {
         let duration = self.clock.now().duration_since(self.started);
+        if let Some((status, code)) = self.progress.gave_up.get() {
+            (self.status, self.refusal) = (Some(*status), Some(*code));
+        }
         self.metrics.requests_active.dec();
         self.count(duration);
         self.log(duration);

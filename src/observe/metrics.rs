@@ -67,6 +67,22 @@ pub struct Metrics {
     pub upstream_opened: IntCounterVec,
     /// Attempts that found a connection open, by upstream.
     pub upstream_reused: IntCounterVec,
+    /// Retries, by upstream and by the result of the attempt before.
+    pub retries: IntCounterVec,
+    /// Retries that the budget had no room for, by upstream.
+    pub retry_budget_refusals: IntCounterVec,
+    /// 0 closed, 1 half open, 2 open, by upstream.
+    pub breaker_state: IntGaugeVec,
+    /// How often the breaker opened, by upstream.
+    pub breaker_opens: IntCounterVec,
+    /// Looks whether a host is back, by upstream and result.
+    pub breaker_probes: IntCounterVec,
+    /// Calls under way, by upstream.
+    pub in_flight: IntGaugeVec,
+    /// Calls that wait for their turn, by upstream.
+    pub queued: IntGaugeVec,
+    /// 1 while an account's calls for the day are used up, by account.
+    pub quota_used_up: IntGaugeVec,
 }
 
 /// Why a TLS handshake with a caller failed: a closed set (the reasons that the library can tell apart).
@@ -174,6 +190,14 @@ impl Metrics {
             upstream_connections: make.gauges("kybio_gateway_upstream_connections", "Open connections to an upstream.", &["upstream"]),
             upstream_opened: make.counters("kybio_gateway_upstream_connections_opened_total", "Connections opened to an upstream.", &["upstream"]),
             upstream_reused: make.counters("kybio_gateway_upstream_connections_reused_total", "Attempts that found a connection open.", &["upstream"]),
+            retries: make.counters("kybio_gateway_retries_total", "Attempts after the first, by the result of the one before.", &["upstream", "reason"]),
+            retry_budget_refusals: make.counters("kybio_gateway_retry_budget_refusals_total", "Retries that weren't made because the upstream's retry budget was spent.", &["upstream"]),
+            breaker_state: make.gauges("kybio_gateway_upstream_breaker_state", "0: calls pass. 1: one at a time tries whether the host is well. 2: the host is held to be down, and calls are refused.", &["upstream"]),
+            breaker_opens: make.counters("kybio_gateway_upstream_breaker_opens_total", "How often a host came to be held to be down.", &["upstream"]),
+            breaker_probes: make.counters("kybio_gateway_upstream_breaker_probes_total", "TCP and TLS handshakes that looked whether a host is back, by result.", &["upstream", "result"]),
+            in_flight: make.gauges("kybio_gateway_upstream_in_flight", "Calls under way.", &["upstream"]),
+            queued: make.gauges("kybio_gateway_upstream_queued", "Calls that wait for their turn.", &["upstream"]),
+            quota_used_up: make.gauges("kybio_gateway_account_quota_used_up", "1 while the account's calls for the day are used up and its calls are refused here.", &["account"]),
             registry: registry.clone(),
         };
         let build = make.gauges(

@@ -7,6 +7,9 @@ use figment::providers::Format;
 use figment::providers::Toml;
 use serde::Deserialize;
 
+use crate::answers::Answer;
+use crate::answers::AnswerClass;
+use crate::answers::Answers;
 use crate::operation::Class;
 use crate::operation::Operation;
 use crate::operation::OperationName;
@@ -20,7 +23,7 @@ const SHIPPED: &str = include_str!("catalogue.toml");
 pub struct Catalogue {
     operations: BTreeMap<OperationName, Operation>,
     unsupported: Vec<Unsupported>,
-    answers: Vec<Answer>,
+    answers: Answers,
 }
 
 /// A documented path under another prefix, which is never forwarded.
@@ -31,36 +34,6 @@ pub struct Unsupported {
     pub path: String,
     /// The operation to call instead.
     pub instead: String,
-}
-
-/// A business answer that is known by its code or by a fragment of its messages.
-#[derive(Clone, Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Answer {
-    /// `errorCode`.
-    pub code: Option<i64>,
-    /// A fragment of one of the `messages`.
-    pub message: Option<String>,
-    /// What it means for the caller.
-    pub class: AnswerClass,
-    /// For people.
-    pub meaning: String,
-}
-
-/// What a known answer means for the caller.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum AnswerClass {
-    /// Refused.
-    Rejected,
-    /// Already there, put by an earlier try or by another.
-    Duplicate,
-    /// No calls left today.
-    QuotaExhausted,
-    /// appId or signature not accepted.
-    Credential,
-    /// May pass later.
-    Transient,
 }
 
 /// What an operator may say of an operation; `None` leaves what ships.
@@ -83,7 +56,18 @@ pub struct Override {
 struct File {
     operations: BTreeMap<String, Entry>,
     unsupported: Vec<Unsupported>,
-    answers: Vec<Answer>,
+    answers: Vec<Known>,
+}
+
+/// A known answer as the file has it.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Known {
+    code: Option<i64>,
+    message: Option<String>,
+    class: AnswerClass,
+    #[serde(rename = "meaning")]
+    _meaning: String,
 }
 
 /// One operation as the file has it. What only documents it is read too, so that the file can't rot.
@@ -148,15 +132,20 @@ impl Catalogue {
             };
             (operation.name.clone(), operation)
         });
+        let answers = file.answers.into_iter().map(|known| Answer {
+            code: known.code,
+            message: known.message,
+            class: known.class,
+        });
         Self {
             operations: operations.collect(),
             unsupported: file.unsupported,
-            answers: file.answers,
+            answers: Answers::new(answers.collect()),
         }
     }
 
     /// Changes an entry, or adds one: what isn't in the catalogue counts as a non-idempotent write, granted by exact name alone.
-    pub fn set(&mut self, name: OperationName, changes: Override) {
+    pub fn set(&mut self, name: OperationName, changes: Override) -> &Operation {
         let unlisted = || Operation {
             name: name.clone(),
             class: Class::NonIdempotentWrite,
@@ -171,6 +160,7 @@ impl Catalogue {
         operation.repeat = changes.repeat.unwrap_or(operation.repeat);
         operation.paused = changes.paused.unwrap_or(operation.paused);
         operation.lookup = changes.lookup.or_else(|| operation.lookup.clone());
+        operation
     }
 
     /// The entry whose name is this one when letter case is put aside.
@@ -193,8 +183,13 @@ impl Catalogue {
 
     /// Business answers that are known.
     #[must_use]
-    pub fn answers(&self) -> &[Answer] {
+    pub fn answers(&self) -> &Answers {
         &self.answers
+    }
+
+    /// Puts the operator's own before those that ship.
+    pub fn know(&mut self, answers: Vec<Answer>) {
+        self.answers.put_first(answers);
     }
 }
 

@@ -68,6 +68,8 @@ pub struct CallerRules {
     pub operations: Vec<Pattern>,
     /// Kill switch.
     pub paused: bool,
+    /// Its calls under way at a time.
+    pub in_flight_max: usize,
 }
 
 /// Why a request isn't allowed. Nothing has left, and no body byte was looked at (but for the last two).
@@ -115,7 +117,7 @@ pub struct Asked {
 impl Asked {
     /// What is asked for.
     #[must_use]
-    pub fn operation(&self) -> &Operation {
+    pub fn operation(&self) -> &Arc<Operation> {
         &self.operation
     }
 }
@@ -124,6 +126,7 @@ impl Asked {
 #[derive(Clone, Debug)]
 pub struct Permit {
     caller: CallerName,
+    in_flight_max: usize,
     operation: Arc<Operation>,
     choice: Choice,
 }
@@ -140,14 +143,28 @@ enum Choice {
 /// This caller may call this operation with this account, now. Only [`Permit::settle`] makes one.
 #[derive(Clone, Debug)]
 pub struct Grant {
+    caller: CallerName,
+    in_flight_max: usize,
     operation: Arc<Operation>,
     account: Arc<Account>,
 }
 
 impl Grant {
+    /// Who calls.
+    #[must_use]
+    pub fn caller(&self) -> &CallerName {
+        &self.caller
+    }
+
+    /// How many calls of the caller may be under way at a time.
+    #[must_use]
+    pub fn in_flight_max(&self) -> usize {
+        self.in_flight_max
+    }
+
     /// What is called.
     #[must_use]
-    pub fn operation(&self) -> &Operation {
+    pub fn operation(&self) -> &Arc<Operation> {
         &self.operation
     }
 
@@ -173,7 +190,7 @@ impl Grant {
 impl Permit {
     /// What is called.
     #[must_use]
-    pub fn operation(&self) -> &Operation {
+    pub fn operation(&self) -> &Arc<Operation> {
         &self.operation
     }
 
@@ -194,21 +211,23 @@ impl Permit {
         let account = match self.choice {
             Choice::Settled(account) => account,
             Choice::ByAppId { accounts, fallback } => match app_id {
-                None => fallback.ok_or(Error::AccountMissing {
-                    caller: self.caller,
+                None => fallback.ok_or_else(|| Error::AccountMissing {
+                    caller: self.caller.clone(),
                 })?,
                 Some(written) => {
                     let account = AppId::new(written)
                         .ok()
                         .and_then(|app_id| accounts.get(&app_id).cloned());
-                    account.ok_or(Error::ForeignAppId {
-                        caller: self.caller,
+                    account.ok_or_else(|| Error::ForeignAppId {
+                        caller: self.caller.clone(),
                     })?
                 }
             },
         };
         usable(&account)?;
         Ok(Grant {
+            caller: self.caller,
+            in_flight_max: self.in_flight_max,
             operation: self.operation,
             account,
         })
@@ -226,6 +245,7 @@ pub struct Policy {
 #[derive(Debug)]
 struct Granted {
     paused: bool,
+    in_flight_max: usize,
     /// By the operation's number.
     operations: Vec<bool>,
     accounts: BTreeMap<AccountName, Arc<Account>>,
@@ -318,6 +338,7 @@ impl Policy {
         }
         Ok(Permit {
             caller: caller.name().clone(),
+            in_flight_max: granted.in_flight_max,
             operation,
             choice,
         })
@@ -377,6 +398,7 @@ impl Granted {
         };
         Self {
             paused: rules.paused,
+            in_flight_max: rules.in_flight_max,
             operations: operations.collect(),
             accounts: mine,
             fallback,
@@ -474,6 +496,7 @@ mod tests {
             upstream: UpstreamName::new("kybio").expect("a name"),
             key: key.and_then(|key| AppKey::new(&Zeroizing::new(key.into()))),
             paused: name == "closed",
+            in_flight_max: 1,
         })
     }
 
@@ -526,6 +549,7 @@ mod tests {
                 .map(|text| Pattern::new(text))
                 .collect(),
             paused: false,
+            in_flight_max: 1,
         };
         let identity = Identity::parse("dns:orders").expect("an identity");
         let names = Names {

@@ -1,12 +1,18 @@
 //! Everything that can end a request without KYBIO's word: the sum of the stations' errors, and what each means for the call.
 
+use http::StatusCode;
+
 use crate::identity::Unknown;
+use crate::outcome::Left;
 use crate::outcome::Outcome;
 use crate::payload;
 use crate::policy;
+use crate::quota::UsedUp;
 use crate::reply;
+use crate::reply::RetryAfter;
+use crate::retry::Failure;
+use crate::slots;
 use crate::upstream;
-use crate::upstream::Left;
 
 /// Why there's no answer of KYBIO's to pass on.
 #[derive(Debug, thiserror::Error)]
@@ -23,6 +29,18 @@ pub enum Error {
     /// A header whose promise isn't kept yet.
     #[error("the gateway doesn't honour Idempotency-Key")]
     IdempotencyKey,
+    /// The caller's own limit of its wait isn't one.
+    #[error("the Kybio-Gateway-Timeout-Ms header must stand once, with 1 to 3600000 milliseconds")]
+    BadTimeout,
+    /// The caller's own time is up, and nothing has left.
+    #[error("the time that the caller gave is up, and nothing was sent")]
+    CallerTimeout,
+    /// Too many calls are under way.
+    #[error(transparent)]
+    Slots(#[from] slots::Refused),
+    /// The account has no calls left today.
+    #[error(transparent)]
+    UsedUp(#[from] UsedUp),
     /// The account's upstream isn't there: configuration has seen to it that it is.
     #[error("the account's upstream is missing")]
     NoUpstream,
@@ -52,15 +70,173 @@ impl Error {
             | Self::Policy(_)
             | Self::Payload(_)
             | Self::IdempotencyKey
+            | Self::BadTimeout
+            | Self::CallerTimeout
+            | Self::Slots(_)
+            | Self::UsedUp(_)
             | Self::NoUpstream => Outcome::NotSent,
             Self::Upstream(error) => match error.left() {
                 Left::Nothing => Outcome::NotSent,
                 Left::Perhaps => Outcome::Unknown,
             },
-            Self::Reply(reply::Error::Refused(_)) => Outcome::Rejected,
+            Self::Reply(reply::Error::Refused(..)) => Outcome::Rejected,
             Self::Reply(
-                reply::Error::Status(_) | reply::Error::Encoding(_) | reply::Error::NotAnAnswer(_),
+                reply::Error::Status(..) | reply::Error::Encoding(_) | reply::Error::NotAnAnswer(_),
             ) => Outcome::Unknown,
+        }
+    }
+
+    /// What it means for another attempt.
+    #[must_use]
+    pub fn failure(&self) -> Failure {
+        match self {
+            Self::Identity(_)
+            | Self::Policy(_)
+            | Self::Payload(_)
+            | Self::IdempotencyKey
+            | Self::BadTimeout
+            | Self::CallerTimeout
+            | Self::Slots(_)
+            | Self::UsedUp(_)
+            | Self::NoUpstream
+            // Both are an answer to one call too many.
+            | Self::Upstream(upstream::Error::Capacity | upstream::Error::Down)
+            // It would be too large again.
+            | Self::Upstream(upstream::Error::TooLarge(_)) => Failure::Final,
+            Self::Upstream(error) => match error.left() {
+                Left::Nothing => Failure::Unsent,
+                Left::Perhaps => Failure::Lost,
+            },
+            Self::Reply(reply::Error::Refused(StatusCode::TOO_MANY_REQUESTS, Some(_))) => {
+                Failure::NotNow
+            }
+            Self::Reply(reply::Error::Status(
+                StatusCode::BAD_GATEWAY
+                | StatusCode::SERVICE_UNAVAILABLE
+                | StatusCode::GATEWAY_TIMEOUT,
+                _,
+            )) => Failure::Lost,
+            Self::Reply(reply::Error::Refused(..) | reply::Error::Status(..)) => Failure::Final,
+            Self::Reply(reply::Error::Encoding(_) | reply::Error::NotAnAnswer(_)) => Failure::Lost,
+        }
+    }
+
+    /// The `result` label of an attempt that ended so.
+    #[must_use]
+    pub fn label(&self) -> &'static str {
+        match self {
+            Self::Upstream(error) => error.label(),
+            Self::Reply(reply::Error::Refused(..)) => "refused",
+            Self::Reply(reply::Error::Status(..)) => "status",
+            Self::Reply(reply::Error::Encoding(_) | reply::Error::NotAnAnswer(_)) => "unreadable",
+            Self::Identity(_)
+            | Self::Policy(_)
+            | Self::Payload(_)
+            | Self::IdempotencyKey
+            | Self::BadTimeout
+            | Self::CallerTimeout
+            | Self::Slots(_)
+            | Self::UsedUp(_)
+            | Self::NoUpstream => "none",
+        }
+    }
+
+    /// How long the host wants to be left alone, if it says so.
+    #[must_use]
+    pub fn retry_after(&self) -> Option<RetryAfter> {
+        match self {
+            Self::Reply(error) => error.retry_after(),
+            _ => None,
+        }
+    }
+
+    /// For the log: the error and what caused it. Never a body, a key or a signature: no error holds one.
+    #[must_use]
+    pub fn cause(&self) -> String {
+        let mut text = self.to_string();
+        let mut source = std::error::Error::source(self);
+        while let Some(error) = source {
+            let next = error.to_string();
+            if !text.contains(&next) {
+                text.push_str(": ");
+                text.push_str(&next);
+            }
+            source = error.source();
+        }
+        text
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Error;
+    use crate::outcome::Outcome;
+    use crate::reply;
+    use crate::reply::RetryAfter;
+    use crate::retry::Failure;
+    use crate::upstream;
+    use http::StatusCode;
+
+    #[test]
+    fn what_came_back_decides_outcome_and_failure() {
+        let soon = Some(RetryAfter::Seconds(1));
+        let status = |status: u16, after| {
+            let status = StatusCode::from_u16(status).expect("a status");
+            // As `reply` sorts them.
+            Error::Reply(if matches!(status.as_u16(), 400..=405 | 413 | 415 | 429) {
+                reply::Error::Refused(status, after)
+            } else {
+                reply::Error::Status(status, after)
+            })
+        };
+        let cases = [
+            (status(429, None), Outcome::Rejected, Failure::Final),
+            (status(429, soon), Outcome::Rejected, Failure::NotNow),
+            (status(403, soon), Outcome::Rejected, Failure::Final),
+            (status(500, soon), Outcome::Unknown, Failure::Final),
+            (status(307, None), Outcome::Unknown, Failure::Final),
+            (status(502, None), Outcome::Unknown, Failure::Lost),
+            (status(503, None), Outcome::Unknown, Failure::Lost),
+            (status(503, soon), Outcome::Unknown, Failure::Lost),
+            (status(504, None), Outcome::Unknown, Failure::Lost),
+            (
+                Error::Upstream(upstream::Error::ConnectTimeout),
+                Outcome::NotSent,
+                Failure::Unsent,
+            ),
+            (
+                Error::Upstream(upstream::Error::Timeout(crate::outcome::Left::Nothing)),
+                Outcome::NotSent,
+                Failure::Unsent,
+            ),
+            (
+                Error::Upstream(upstream::Error::Timeout(crate::outcome::Left::Perhaps)),
+                Outcome::Unknown,
+                Failure::Lost,
+            ),
+            (
+                Error::Upstream(upstream::Error::TooLarge(1)),
+                Outcome::Unknown,
+                Failure::Final,
+            ),
+            (
+                Error::Upstream(upstream::Error::Down),
+                Outcome::NotSent,
+                Failure::Final,
+            ),
+            (
+                Error::Upstream(upstream::Error::Capacity),
+                Outcome::NotSent,
+                Failure::Final,
+            ),
+            (Error::CallerTimeout, Outcome::NotSent, Failure::Final),
+        ];
+        for (error, outcome, failure) in cases {
+            assert_eq!(
+                (error.outcome(), error.failure()),
+                (outcome, failure),
+                "{error:?}"
+            );
         }
     }
 }

@@ -1,7 +1,9 @@
 //! The life of a request, top to bottom. Nothing on the request path hides elsewhere.
 
 pub mod error;
+pub mod forward;
 pub mod respond;
+pub mod route;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -9,36 +11,34 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::HeaderMap;
+use http::HeaderName;
 use http::Request;
 use http::Response;
 use http::header;
 use http::request::Parts;
 use hyper::body::Body;
+use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
 
+use crate::answers::Answers;
 use crate::clock::Clock;
 use crate::identity::Callers;
 use crate::identity::Names;
 use crate::listener::Peer;
 use crate::name::UpstreamName;
-use crate::observe::exchange::Answer;
-use crate::observe::exchange::Attempt;
 use crate::observe::exchange::Exchange;
 use crate::observe::metrics::Metrics;
-use crate::operation::Class;
-use crate::outcome::Outcome;
 use crate::payload;
 use crate::payload::Payload;
 use crate::policy::Grant;
 use crate::policy::Head;
 use crate::policy::Policy;
 use crate::proxy::error::Error;
-use crate::reply;
-use crate::reply::Reply;
-use crate::sign;
-use crate::upstream::Upstream;
+use crate::proxy::forward::Unheard;
+use crate::proxy::route::Route;
+use crate::quota::Latches;
+use crate::slots::Slots;
 use crate::upstream::pool::Pool;
-use crate::upstream::send;
 
 /// What configuration says of callers' bodies.
 #[derive(Clone, Copy, Debug)]
@@ -48,6 +48,12 @@ pub struct Settings {
     /// From head to whole body.
     pub body_timeout: Duration,
 }
+
+/// Shortens the caller's wait, in milliseconds.
+const TIMEOUT: HeaderName = HeaderName::from_static("kybio-gateway-timeout-ms");
+
+/// An hour, which is the longest time that can be configured.
+const TIMEOUT_MS_MAX: u64 = 3_600_000;
 
 /// How much of a refused request's body is read and dropped, so that the caller reads our answer and not a reset. Some HTTP/2 clients
 /// read no answer at all before they have sent everything.
@@ -63,7 +69,13 @@ pub struct Proxy {
     /// Who may do what.
     pub policy: Policy,
     /// Where to.
-    pub upstreams: Vec<Arc<Upstream>>,
+    pub routes: HashMap<UpstreamName, Route>,
+    /// How many at a time.
+    pub slots: Slots,
+    /// Accounts whose calls for the day are used up.
+    pub latches: Latches,
+    /// What KYBIO's error answers mean.
+    pub answers: Answers,
     /// Limits of bodies.
     pub settings: Settings,
     /// Where it's counted.
@@ -80,19 +92,17 @@ pub struct Worker {
     attempts: TaskTracker,
 }
 
-/// What comes of a call: KYBIO's word, or why there's none.
-type Verdict = Result<Reply, Error>;
-
 impl Worker {
     /// `drivers` owns the tasks that drive connections, `attempts` those of calls under way.
     #[must_use]
     pub fn new(proxy: Arc<Proxy>, drivers: &TaskTracker, attempts: TaskTracker) -> Self {
-        let pool = |upstream: &Arc<Upstream>| {
-            let pool = Pool::new(Arc::clone(upstream), proxy.clock.clone(), drivers.clone());
-            (upstream.settings().name.clone(), pool)
+        let pool = |(name, route): (&UpstreamName, &Route)| {
+            let upstream = Arc::clone(&route.upstream);
+            let pool = Pool::new(upstream, proxy.clock.clone(), drivers.clone());
+            (name.clone(), pool)
         };
         Self {
-            pools: proxy.upstreams.iter().map(pool).collect(),
+            pools: proxy.routes.iter().map(pool).collect(),
             proxy,
             attempts,
         }
@@ -101,6 +111,12 @@ impl Worker {
     /// The kept connections, for whoever sweeps them.
     pub fn pools(&self) -> impl Iterator<Item = &Pool> {
         self.pools.values()
+    }
+
+    /// Closes what has been kept for too long. Called each second, and when another worker wants a connection.
+    pub fn sweep(&self) {
+        self.pools.values().for_each(Pool::sweep);
+        self.proxy.latches.sweep(self.proxy.clock.since_epoch());
     }
 
     /// Answers one request.
@@ -114,101 +130,40 @@ impl Worker {
             self.proxy.clock.clone(),
             peer.address,
         );
-        let id = exchange.id;
-        let ended = match self
+        let admitted = self
             .proxy
             .admit(&peer.names, &head, &mut body, &mut exchange)
-            .await
-        {
-            Ok((grant, payload)) => self.forward(grant, payload, exchange).await,
+            .await;
+        let (exchange, verdict) = match admitted {
+            Ok(Admitted {
+                grant,
+                payload,
+                patience,
+            }) => match self.forward(grant, payload, exchange, patience).await {
+                Ok(ended) => ended,
+                Err(Unheard::GaveUp(receipt)) => return respond::gave_up(&receipt),
+                Err(Unheard::Failed(receipt)) => return respond::internal(&receipt),
+            },
             Err(error) => {
                 if !error.ends_body() {
                     self.proxy.discard(&head.headers, body).await;
                 }
-                Some((exchange, Err(error)))
+                (exchange, Err(error))
             }
         };
-        match ended {
-            Some((exchange, Ok(reply))) => respond::reply(&head.headers, &reply, exchange),
-            Some((exchange, Err(error))) => respond::refusal(&error, exchange),
-            None => respond::internal(id),
+        match verdict {
+            Ok(reply) => respond::reply(&head.headers, &reply, exchange),
+            Err(error) => respond::refusal(&error, exchange),
         }
-    }
-
-    /// Makes the one attempt in a task of its own, and waits for what comes of it. `None` if the task panicked, which is a bug.
-    async fn forward(
-        self: Arc<Self>,
-        grant: Grant,
-        payload: Payload,
-        mut exchange: Exchange,
-    ) -> Option<(Exchange, Verdict)> {
-        let worker = Arc::clone(&self);
-        let attempt = self.attempts.spawn(async move {
-            let verdict = worker.attempt(&grant, &payload, &mut exchange).await;
-            (exchange, verdict)
-        });
-        attempt.await.ok()
-    }
-
-    async fn attempt(&self, grant: &Grant, payload: &Payload, exchange: &mut Exchange) -> Verdict {
-        let Proxy { clock, .. } = &*self.proxy;
-        let pool = self
-            .pools
-            .get(&grant.account().upstream)
-            .ok_or(Error::NoUpstream)?;
-        let settings = pool.upstream().settings();
-        let started = clock.now();
-        let total = exchange.started() + settings.total_timeout;
-        // A write's one attempt has all the time that is left: to give it up early would only make its outcome unknown.
-        let deadline = if grant.operation().class == Class::Read {
-            total.min(started + settings.attempt_timeout)
-        } else {
-            total
-        };
-
-        let stamp = clock.stamp();
-        let signed = sign::sign(payload, grant.key());
-        let call = send::Call {
-            operation: &grant.operation().name,
-            signed: &signed,
-            stamp,
-        };
-        // If this task ends here, for whatever reason, that is the truth.
-        exchange.outcome = Outcome::Unknown;
-        let sent = send::send(pool, &call, deadline).await;
-
-        let result = sent
-            .as_ref()
-            .map_or_else(|error| error.label(), |_| "answered");
-        exchange.attempt = Some(Attempt {
-            upstream: settings.name.clone(),
-            result,
-            duration: clock.now() - started,
-        });
-        let verdict = sent.map_err(Error::Upstream).and_then(|answer| {
-            reply::read(
-                answer.status,
-                &answer.headers,
-                answer.body,
-                settings.reply_bytes_max,
-            )
-            .map_err(Error::Reply)
-        });
-        exchange.outcome = verdict.as_ref().map_or_else(Error::outcome, outcome);
-        exchange.answer = verdict.as_ref().ok().map(|reply| Answer {
-            success: reply.verdict().success,
-            code: reply.verdict().code,
-        });
-        verdict
     }
 }
 
-fn outcome(reply: &Reply) -> Outcome {
-    if reply.verdict().success {
-        Outcome::Done
-    } else {
-        Outcome::Rejected
-    }
+/// A request that may be forwarded.
+struct Admitted {
+    grant: Grant,
+    payload: Payload,
+    /// When the caller stops waiting, if it says so.
+    patience: Option<Instant>,
 }
 
 impl Proxy {
@@ -219,7 +174,7 @@ impl Proxy {
         head: &Parts,
         body: &mut B,
         exchange: &mut Exchange,
-    ) -> Result<(Grant, Payload), Error>
+    ) -> Result<Admitted, Error>
     where
         B: Body<Data = Bytes, Error: Into<Box<dyn std::error::Error + Send + Sync>>> + Unpin,
     {
@@ -245,31 +200,42 @@ impl Proxy {
                 // What is no operation is named in the log as it was written, or nobody could tell what was wrong.
                 exchange.target = Some(format!("{method} {}", uri.path()));
             })?;
-        exchange.operation = Some((asked.operation().name.clone(), asked.operation().class));
+        exchange.operation = Some(Arc::clone(asked.operation()));
         let permit = self.policy.authorize(&caller, asked, headers)?;
         exchange.permitted = true;
         exchange.account = permit.account().map(|account| account.name.clone());
         if headers.contains_key("idempotency-key") {
             return Err(Error::IdempotencyKey);
         }
+        let patience = patience(headers)?.map(|patience| exchange.started() + patience);
 
         payload::check_head(headers, *version, body.is_end_stream())?;
         let waited = self.clock.now();
         let whole = payload::read(
             body,
             self.settings.body_bytes_max,
-            waited + self.settings.body_timeout,
+            patience
+                .into_iter()
+                .fold(waited + self.settings.body_timeout, Instant::min),
         )
         .await;
-        exchange.body_wait = self.clock.now() - waited;
-        let whole = whole?;
+        let now = self.clock.now();
+        exchange.waited += now - waited;
+        let whole = whole.map_err(|error| match (&error, patience) {
+            (payload::Error::Slow, Some(patience)) if patience <= now => Error::CallerTimeout,
+            _ => Error::Payload(error),
+        })?;
         exchange.request_bytes = whole.len();
 
         let draft = payload::check(whole).map_err(payload::Error::Invalid)?;
         let grant = permit.settle(draft.app_id())?;
         exchange.account = Some(grant.account().name.clone());
         let payload = draft.address(&grant.account().app_id)?;
-        Ok((grant, payload))
+        Ok(Admitted {
+            grant,
+            payload,
+            patience,
+        })
     }
 
     async fn discard<B: Body<Data = Bytes> + Unpin>(&self, headers: &HeaderMap, body: B) {
@@ -277,5 +243,24 @@ impl Proxy {
         if !body.is_end_stream() && !headers.contains_key(header::EXPECT) {
             payload::discard(body, DISCARD_BYTES_MAX, self.clock.now() + DISCARD_TIMEOUT).await;
         }
+    }
+}
+
+/// How long the caller waits, counted from its request's head. It can only shorten what is configured.
+fn patience(headers: &HeaderMap) -> Result<Option<Duration>, Error> {
+    let mut values = headers.get_all(TIMEOUT).iter();
+    match (values.next(), values.next()) {
+        (None, _) => Ok(None),
+        (Some(value), None) => {
+            let digits = value.as_bytes();
+            let number = digits.iter().all(u8::is_ascii_digit).then_some(digits);
+            let milliseconds = number
+                .and_then(|digits| std::str::from_utf8(digits).ok())
+                .and_then(|digits| digits.parse::<u64>().ok())
+                .filter(|milliseconds| (1..=TIMEOUT_MS_MAX).contains(milliseconds));
+            let patience = milliseconds.map(Duration::from_millis);
+            patience.map(Some).ok_or(Error::BadTimeout)
+        }
+        (Some(_), Some(_)) => Err(Error::BadTimeout),
     }
 }

@@ -1,5 +1,9 @@
 //! The only place that turns what happened into HTTP. The client reads a code and a hint; the log reads the cause; they're separate.
 
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
 use bytes::Bytes;
 use http::HeaderMap;
 use http::HeaderName;
@@ -10,9 +14,14 @@ use http::header;
 use serde::Serialize;
 use uuid::Uuid;
 
+use crate::answers::AnswerClass;
 use crate::identity::Unknown;
+use crate::name::AccountName;
 use crate::observe::exchange::Exchange;
+use crate::observe::exchange::Progress;
 use crate::operation::Class;
+use crate::operation::Operation;
+use crate::operation::OperationName;
 use crate::outcome::Outcome;
 use crate::payload;
 use crate::policy;
@@ -20,6 +29,8 @@ use crate::policy::path::BadTarget;
 use crate::proxy::error::Error;
 use crate::reply;
 use crate::reply::Reply;
+use crate::slots;
+use crate::slots::Limit;
 use crate::upstream;
 
 /// What happened to the call: `done`, `rejected`, `not-sent` or `unknown`.
@@ -33,6 +44,12 @@ pub const ATTEMPTS: HeaderName = HeaderName::from_static("kybio-gateway-attempts
 /// The id that is in the gateway's log.
 pub const REQUEST_ID: HeaderName = HeaderName::from_static("kybio-gateway-request-id");
 
+/// KYBIO refused a repeat because it has taken the first attempt: `yes`.
+pub const DUPLICATE: HeaderName = HeaderName::from_static("kybio-gateway-duplicate");
+
+/// What passes by itself passes soon.
+const RETRY_SOON: Duration = Duration::from_secs(1);
+
 const JSON: HeaderValue = HeaderValue::from_static("application/json; charset=utf-8");
 
 /// What a caller is told of an [`Error`].
@@ -43,6 +60,37 @@ struct Told {
     hint: Option<String>,
     /// Of what wasn't sent: whether the same request may be taken another time.
     may_pass_later: bool,
+    /// Not before this time has passed.
+    retry_after: Option<Duration>,
+}
+
+/// What an answer needs to know of an exchange that is still under way in a task of its own.
+pub(super) struct Receipt {
+    id: Uuid,
+    account: Option<AccountName>,
+    operation: Option<Arc<Operation>>,
+    progress: Arc<Progress>,
+}
+
+impl Receipt {
+    pub(super) fn of(exchange: &Exchange) -> Self {
+        Self {
+            id: exchange.id,
+            account: exchange.account.clone(),
+            operation: exchange.operation.clone(),
+            progress: Arc::clone(&exchange.progress),
+        }
+    }
+
+    fn header(&self, outcome: Outcome, retryable: bool) -> Header<'_> {
+        Header {
+            id: self.id,
+            outcome,
+            retryable,
+            attempts: self.progress.attempts.load(Ordering::Acquire),
+            account: self.account.as_ref(),
+        }
+    }
 }
 
 /// KYBIO's own answer, success or error, with its own bytes.
@@ -50,11 +98,15 @@ struct Told {
 pub fn reply(headers: &HeaderMap, reply: &Reply, mut exchange: Exchange) -> Response<Bytes> {
     let (body, encoding) = reply.body_for(headers);
     exchange.reply_bytes = body.len();
-    let mut response = response(StatusCode::OK, body, &mut exchange, false);
+    // To ask again changes nothing, and KYBIO has said that it may help.
+    let retryable = exchange.is_read() && reply.verdict().class == Some(AnswerClass::Transient);
+    let mut response = told_in(&mut exchange, StatusCode::OK, body, retryable);
+    let headers = response.headers_mut();
+    if exchange.duplicate {
+        headers.insert(DUPLICATE, HeaderValue::from_static("yes"));
+    }
     if let Some(token) = encoding.token() {
-        response
-            .headers_mut()
-            .insert(header::CONTENT_ENCODING, HeaderValue::from_static(token));
+        headers.insert(header::CONTENT_ENCODING, HeaderValue::from_static(token));
     }
     response
 }
@@ -62,112 +114,154 @@ pub fn reply(headers: &HeaderMap, reply: &Reply, mut exchange: Exchange) -> Resp
 /// An answer of our own making.
 #[must_use]
 pub fn refusal(error: &Error, mut exchange: Exchange) -> Response<Bytes> {
-    let read = matches!(exchange.operation, Some((_, Class::Read)));
     let told = told(error);
     exchange.outcome = error.outcome();
     exchange.refusal = Some(told.code);
-    exchange.cause = Some(cause(error));
+    exchange.cause = Some(error.cause());
     let retryable = match exchange.outcome {
         Outcome::NotSent => told.may_pass_later,
-        Outcome::Unknown => read,
+        Outcome::Unknown => exchange.is_read(),
         Outcome::Done | Outcome::Rejected => false,
     };
-    let hint = told
-        .hint
-        .or_else(|| (exchange.outcome == Outcome::Unknown).then(|| unknown_hint(read).to_owned()));
     let (offset, line, column) = place(error);
+    let receipt = Receipt::of(&exchange);
+    let mut gateway = gateway(&receipt, told.code, exchange.outcome, retryable);
+    gateway.hint = told.hint.or(gateway.hint);
     let envelope = Envelope::new(
         told.status,
         told.message,
         Gateway {
-            code: told.code,
-            outcome: exchange.outcome.as_str(),
-            retryable,
-            request_id: exchange.id,
-            account: exchange.account.as_ref().map(|account| account.as_str()),
-            hint,
             offset,
             line,
             column,
             upstream_status: upstream_status(error),
+            ..gateway
         },
     );
     let body = envelope.bytes();
     exchange.reply_bytes = body.len();
-    let mut response = response(told.status, body, &mut exchange, retryable);
+    let retry_after = told.retry_after.or(exchange.retry_after);
+    let mut response = told_in(&mut exchange, told.status, body, retryable);
+    let headers = response.headers_mut();
     if matches!(error, Error::Payload(payload::Error::LengthMissing)) {
         // What follows may be the body that was meant: it isn't to be read as a request.
-        response
-            .headers_mut()
-            .insert(header::CONNECTION, HeaderValue::from_static("close"));
+        headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
     }
     if told.status == StatusCode::METHOD_NOT_ALLOWED {
-        response
-            .headers_mut()
-            .insert(header::ALLOW, HeaderValue::from_static("POST"));
+        headers.insert(header::ALLOW, HeaderValue::from_static("POST"));
+    }
+    if let Some(after) = retry_after {
+        // Rounded up: a caller that comes too early would be refused again.
+        let seconds = after
+            .as_secs()
+            .saturating_add(u64::from(after.subsec_nanos() > 0));
+        headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
     }
     response
+}
+
+/// The caller's own time is up, and the attempt goes on without it.
+#[must_use]
+pub(super) fn gave_up(receipt: &Receipt) -> Response<Bytes> {
+    let (status, code) = (StatusCode::GATEWAY_TIMEOUT, "caller-timeout");
+    // Nobody else sets it.
+    let _ = receipt.progress.gave_up.set((status.as_u16(), code));
+    let retryable = receipt
+        .operation
+        .as_ref()
+        .is_some_and(|operation| operation.class == Class::Read);
+    let message = "the time that the caller gave is up; the call is under way".to_owned();
+    let gateway = gateway(receipt, code, Outcome::Unknown, retryable);
+    let body = Envelope::new(status, message, gateway).bytes();
+    answer(status, body, &receipt.header(Outcome::Unknown, retryable))
 }
 
 /// A bug of ours: the task that made the attempt is gone. Its record has ended by itself, as unknown.
 #[must_use]
-pub fn internal(id: Uuid) -> Response<Bytes> {
+pub(super) fn internal(receipt: &Receipt) -> Response<Bytes> {
     let status = StatusCode::INTERNAL_SERVER_ERROR;
-    let envelope = Envelope::new(
-        status,
-        "the gateway failed while the call was under way".to_owned(),
-        Gateway {
-            code: "internal",
-            outcome: Outcome::Unknown.as_str(),
-            retryable: false,
-            request_id: id,
-            account: None,
-            hint: Some(
-                "this is a fault of the gateway: please report it with the request id".to_owned(),
-            ),
-            offset: None,
-            line: None,
-            column: None,
-            upstream_status: None,
-        },
-    );
-    let mut response = Response::new(envelope.bytes());
-    *response.status_mut() = status;
-    let headers = response.headers_mut();
-    headers.insert(header::CONTENT_TYPE, JSON);
-    headers.insert(OUTCOME, HeaderValue::from_static(Outcome::Unknown.as_str()));
-    headers.insert(RETRYABLE, HeaderValue::from_static("no"));
-    headers.insert(ATTEMPTS, HeaderValue::from_static("1"));
-    headers.insert(REQUEST_ID, id_value(id));
-    response
+    let hint = "this is a fault of the gateway: please report it with the request id";
+    let message = "the gateway failed while the call was under way".to_owned();
+    let gateway = Gateway {
+        hint: Some(hint.to_owned()),
+        ..gateway(receipt, "internal", Outcome::Unknown, false)
+    };
+    let body = Envelope::new(status, message, gateway).bytes();
+    answer(status, body, &receipt.header(Outcome::Unknown, false))
+}
+
+/// What every envelope says; for an unknown outcome, with how to find out.
+fn gateway<'a>(
+    receipt: &'a Receipt,
+    code: &'static str,
+    outcome: Outcome,
+    retryable: bool,
+) -> Gateway<'a> {
+    let operation = receipt.operation.as_deref();
+    let unknown = operation.filter(|_| outcome == Outcome::Unknown);
+    let lookup = unknown.and_then(|operation| operation.lookup.as_ref());
+    let hint = unknown.map(|operation| match &operation.lookup {
+        _ if operation.class == Class::Read => "nothing was changed: ask again".to_owned(),
+        Some(lookup) => format!(
+            "the call may have taken effect: look it up with {lookup} before sending it again"
+        ),
+        None => "the call may have taken effect: look it up before sending it again".to_owned(),
+    });
+    Gateway {
+        code,
+        outcome: outcome.as_str(),
+        retryable,
+        request_id: receipt.id,
+        account: receipt.account.as_ref().map(AccountName::as_str),
+        hint,
+        lookup: lookup.map(OperationName::as_str),
+        offset: None,
+        line: None,
+        column: None,
+        upstream_status: None,
+    }
 }
 
 /// The header fields that every answer has.
-fn response(
+struct Header<'a> {
+    id: Uuid,
+    outcome: Outcome,
+    retryable: bool,
+    attempts: u32,
+    account: Option<&'a AccountName>,
+}
+
+/// The exchange's own answer, which ends it.
+fn told_in(
+    exchange: &mut Exchange,
     status: StatusCode,
     body: Bytes,
-    exchange: &mut Exchange,
     retryable: bool,
 ) -> Response<Bytes> {
     exchange.status = Some(status.as_u16());
     exchange.told = true;
+    answer(
+        status,
+        body,
+        &Receipt::of(exchange).header(exchange.outcome, retryable),
+    )
+}
+
+fn answer(status: StatusCode, body: Bytes, about: &Header<'_>) -> Response<Bytes> {
     let mut response = Response::new(body);
     *response.status_mut() = status;
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, JSON);
     // Members' data: no cache on the way is to keep it.
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
-    headers.insert(OUTCOME, HeaderValue::from_static(exchange.outcome.as_str()));
+    headers.insert(OUTCOME, HeaderValue::from_static(about.outcome.as_str()));
     headers.insert(
         RETRYABLE,
-        HeaderValue::from_static(if retryable { "yes" } else { "no" }),
+        HeaderValue::from_static(if about.retryable { "yes" } else { "no" }),
     );
-    headers.insert(
-        ATTEMPTS,
-        HeaderValue::from_static(if exchange.attempt.is_some() { "1" } else { "0" }),
-    );
-    headers.insert(REQUEST_ID, id_value(exchange.id));
-    if let Some(account) = &exchange.account {
+    headers.insert(ATTEMPTS, HeaderValue::from(about.attempts));
+    headers.insert(REQUEST_ID, id_value(about.id));
+    if let Some(account) = about.account {
         let value =
             HeaderValue::from_str(account.as_str()).expect("an account's name is a header value");
         headers.insert(ACCOUNT, value);
@@ -202,6 +296,9 @@ struct Gateway<'a> {
     account: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     hint: Option<String>,
+    /// The read that tells whether a write of unknown outcome took effect.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    lookup: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     offset: Option<usize>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -229,21 +326,6 @@ impl<'a> Envelope<'a> {
     }
 }
 
-/// For the log: the error and what caused it. Never a body, a key or a signature: no error holds one.
-fn cause(error: &Error) -> String {
-    let mut text = error.to_string();
-    let mut source = std::error::Error::source(error);
-    while let Some(error) = source {
-        let next = error.to_string();
-        if !text.contains(&next) {
-            text.push_str(": ");
-            text.push_str(&next);
-        }
-        source = error.source();
-    }
-    text
-}
-
 fn place(error: &Error) -> (Option<usize>, Option<usize>, Option<usize>) {
     match error {
         Error::Payload(payload::Error::Invalid(fault)) => {
@@ -261,14 +343,6 @@ fn upstream_status(error: &Error) -> Option<u16> {
     }
 }
 
-fn unknown_hint(read: bool) -> &'static str {
-    if read {
-        "nothing was changed: ask again"
-    } else {
-        "the call may have taken effect: look it up before sending it again"
-    }
-}
-
 /// One row for each way to fail.
 fn told(error: &Error) -> Told {
     match error {
@@ -276,7 +350,16 @@ fn told(error: &Error) -> Told {
         Error::Policy(error) => policy(error),
         Error::Payload(error) => payload(error),
         Error::IdempotencyKey => not_sent(StatusCode::BAD_REQUEST, "idempotency-key", error)
-            .hint("remove the header; the gateway never sends a write twice by itself"),
+            .hint("remove the header; the gateway never sends a write twice that may have left"),
+        Error::BadTimeout => not_sent(StatusCode::BAD_REQUEST, "bad-timeout", error),
+        Error::CallerTimeout => {
+            not_sent(StatusCode::GATEWAY_TIMEOUT, "caller-timeout", error).later()
+        }
+        Error::Slots(refused) => busy(refused),
+        Error::UsedUp(used_up) => not_sent(StatusCode::TOO_MANY_REQUESTS, "quota-used-up", error)
+            .hint("wait for the vendor's midnight, or buy more calls: the gateway tries one now and then")
+            .later()
+            .after(used_up.retry_after),
         Error::NoUpstream => not_sent(StatusCode::INTERNAL_SERVER_ERROR, "internal", error),
         Error::Upstream(error) => upstream(error),
         Error::Reply(error) => unusable(error),
@@ -290,6 +373,7 @@ fn not_sent(status: StatusCode, code: &'static str, error: &dyn std::error::Erro
         message: error.to_string(),
         hint: None,
         may_pass_later: false,
+        retry_after: None,
     }
 }
 
@@ -297,6 +381,13 @@ impl Told {
     fn hint(self, hint: impl Into<String>) -> Self {
         Self {
             hint: Some(hint.into()),
+            ..self
+        }
+    }
+
+    fn after(self, pause: Duration) -> Self {
+        Self {
+            retry_after: Some(pause),
             ..self
         }
     }
@@ -367,6 +458,21 @@ fn payload(error: &payload::Error) -> Told {
     }
 }
 
+/// 429 is the caller's own doing, 503 is others' too.
+fn busy(refused: &slots::Refused) -> Told {
+    let (status, code) = match (refused.full, refused.reason) {
+        (Limit::Caller, _) | (_, slots::Reason::ShareFull) => {
+            (StatusCode::TOO_MANY_REQUESTS, "caller-busy")
+        }
+        (Limit::Account, _) => (StatusCode::SERVICE_UNAVAILABLE, "account-busy"),
+        (Limit::Upstream, _) => (StatusCode::SERVICE_UNAVAILABLE, "upstream-busy"),
+    };
+    not_sent(status, code, refused)
+        .hint("send fewer at a time, or try again; the operator sets the limits (in_flight_max, queue_max, queue_timeout)")
+        .later()
+        .after(RETRY_SOON)
+}
+
 fn upstream(error: &upstream::Error) -> Told {
     let told = |status, code| not_sent(status, code, error).later();
     match error {
@@ -377,7 +483,12 @@ fn upstream(error: &upstream::Error) -> Told {
         upstream::Error::ConnectTimeout => {
             told(StatusCode::GATEWAY_TIMEOUT, "upstream-connect-timeout")
         }
-        upstream::Error::Capacity => told(StatusCode::SERVICE_UNAVAILABLE, "upstream-busy"),
+        upstream::Error::Capacity => {
+            told(StatusCode::SERVICE_UNAVAILABLE, "upstream-busy").after(RETRY_SOON)
+        }
+        upstream::Error::Down => told(StatusCode::SERVICE_UNAVAILABLE, "upstream-down")
+            .hint("the gateway looks several times a second whether the host is back")
+            .after(RETRY_SOON),
         upstream::Error::Unsent(_) => told(StatusCode::BAD_GATEWAY, "upstream-connection-lost"),
         upstream::Error::Broken(_) => told(StatusCode::BAD_GATEWAY, "upstream-broken"),
         upstream::Error::Timeout(_) => told(StatusCode::GATEWAY_TIMEOUT, "upstream-timeout"),
@@ -388,9 +499,9 @@ fn upstream(error: &upstream::Error) -> Told {
 fn unusable(error: &reply::Error) -> Told {
     let told = |code| not_sent(StatusCode::BAD_GATEWAY, code, error);
     match error {
-        reply::Error::Refused(_) => told("upstream-refused")
+        reply::Error::Refused(..) => told("upstream-refused")
             .hint("KYBIO's web server refused it: may this account call this operation?"),
-        reply::Error::Status(_) => told("upstream-status"),
+        reply::Error::Status(..) => told("upstream-status"),
         reply::Error::Encoding(_) | reply::Error::NotAnAnswer(_) => told("unreadable-reply"),
     }
 }

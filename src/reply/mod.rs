@@ -2,13 +2,20 @@
 
 pub mod encoding;
 
+use std::time::Duration;
+use std::time::SystemTime;
+
 use bytes::Bytes;
 use http::HeaderMap;
 use http::StatusCode;
+use http::header;
 use serde::Deserialize;
 use serde::Deserializer;
 use serde::de::Error as _;
+use serde_json::Value;
 
+use crate::answers::AnswerClass;
+use crate::answers::Answers;
 use crate::reply::encoding::Encoding;
 
 /// A reply that says whether the call succeeded. Only [`read`] makes one.
@@ -27,6 +34,8 @@ pub struct Verdict {
     pub success: bool,
     /// `errorCode`, if there is one.
     pub code: Option<i64>,
+    /// What an error means, by its code and messages.
+    pub class: Option<AnswerClass>,
 }
 
 /// Why a whole reply isn't KYBIO's word.
@@ -34,10 +43,10 @@ pub struct Verdict {
 pub enum Error {
     /// HTTP says no in a way that KYBIO itself would: the call was refused.
     #[error("the upstream refused with HTTP status {0}")]
-    Refused(StatusCode),
+    Refused(StatusCode, Option<RetryAfter>),
     /// Another HTTP status than 200.
     #[error("the upstream answered with HTTP status {0}")]
-    Status(StatusCode),
+    Status(StatusCode, Option<RetryAfter>),
     /// It can't be unpacked.
     #[error("the reply can't be unpacked")]
     Encoding(#[from] encoding::Error),
@@ -51,8 +60,46 @@ impl Error {
     #[must_use]
     pub fn upstream_status(&self) -> Option<StatusCode> {
         match self {
-            Self::Refused(status) | Self::Status(status) => Some(*status),
+            Self::Refused(status, _) | Self::Status(status, _) => Some(*status),
             Self::Encoding(_) | Self::NotAnAnswer(_) => None,
+        }
+    }
+
+    /// How long the host wants to be left alone, if it says so.
+    #[must_use]
+    pub fn retry_after(&self) -> Option<RetryAfter> {
+        match self {
+            Self::Refused(_, after) | Self::Status(_, after) => *after,
+            Self::Encoding(_) | Self::NotAnAnswer(_) => None,
+        }
+    }
+}
+
+/// `Retry-After` (RFC 9110 section 10.2.3): seconds, or a date.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RetryAfter {
+    /// From now on.
+    Seconds(u64),
+    /// At this time.
+    Date(SystemTime),
+}
+
+impl RetryAfter {
+    /// One that can't be read is none.
+    fn of(headers: &HeaderMap) -> Option<Self> {
+        let text = headers.get(header::RETRY_AFTER)?.to_str().ok()?.trim();
+        let seconds = text.parse().ok().map(Self::Seconds);
+        seconds.or_else(|| httpdate::parse_http_date(text).ok().map(Self::Date))
+    }
+
+    /// The pause that it asks for, at this wall time since 1970-01-01 UTC.
+    #[must_use]
+    pub fn pause(self, wall: Duration) -> Duration {
+        match self {
+            Self::Seconds(seconds) => Duration::from_secs(seconds),
+            Self::Date(date) => date
+                .duration_since(SystemTime::UNIX_EPOCH + wall)
+                .unwrap_or_default(),
         }
     }
 }
@@ -78,7 +125,7 @@ impl Reply {
     }
 }
 
-/// Reads the verdict of a whole reply, of which at most `bytes_max` plain bytes are looked at.
+/// Reads the verdict of a whole reply, of which at most `bytes_max` plain bytes are looked at. `answers` are those that are known.
 ///
 /// # Errors
 /// When it isn't KYBIO's word on the call.
@@ -87,16 +134,17 @@ pub fn read(
     headers: &HeaderMap,
     body: Bytes,
     bytes_max: usize,
+    answers: &Answers,
 ) -> Result<Reply, Error> {
     if REFUSALS.contains(&status.as_u16()) {
-        return Err(Error::Refused(status));
+        return Err(Error::Refused(status, RetryAfter::of(headers)));
     }
     if status != StatusCode::OK {
-        return Err(Error::Status(status));
+        return Err(Error::Status(status, RetryAfter::of(headers)));
     }
     let encoding = Encoding::of(headers)?;
     let plain = encoding.decode(&body, bytes_max)?;
-    let verdict = verdict(&plain).map_err(Error::NotAnAnswer)?;
+    let verdict = verdict(&plain, answers).map_err(Error::NotAnAnswer)?;
     Ok(Reply {
         body,
         plain,
@@ -114,14 +162,36 @@ struct Envelope {
     error_code: Option<i64>,
 }
 
-fn verdict(plain: &[u8]) -> Result<Verdict, serde_json::Error> {
+fn verdict(plain: &[u8], answers: &Answers) -> Result<Verdict, serde_json::Error> {
     // Some servers put a byte order mark before JSON.
     let plain = plain.strip_prefix(b"\xEF\xBB\xBF").unwrap_or(plain);
     let envelope: Envelope = serde_json::from_slice(plain)?;
+    let (success, code) = (envelope.status, envelope.error_code);
+    let class = (!success).then(|| answers.classify(code, &messages(plain)));
     Ok(Verdict {
-        success: envelope.status,
-        code: envelope.error_code,
+        success,
+        code,
+        class,
     })
+}
+
+/// The messages of an error answer: texts in a list as documented (contract, section 4), or one text. What else there is says nothing.
+fn messages(plain: &[u8]) -> Vec<String> {
+    #[derive(Deserialize)]
+    struct Messages {
+        messages: Value,
+    }
+    let found = serde_json::from_slice(plain).map(|found: Messages| found.messages);
+    let texts = match found {
+        Ok(Value::Array(list)) => list,
+        Ok(text @ Value::String(_)) => vec![text],
+        Ok(_) | Err(_) => Vec::new(),
+    };
+    let texts = texts.into_iter().filter_map(|text| match text {
+        Value::String(text) => Some(text),
+        _ => None,
+    });
+    texts.collect()
 }
 
 /// `success` or `error`, in any letter case (contract, section 4).
@@ -156,11 +226,15 @@ mod tests {
     use super::Error;
     use super::Verdict;
     use super::read;
+    use crate::answers::Answer;
+    use crate::answers::AnswerClass;
+    use crate::answers::Answers;
     use bytes::Bytes;
     use http::HeaderMap;
     use http::HeaderValue;
     use http::StatusCode;
     use http::header;
+    use std::time::Duration;
 
     fn verdict(body: &str) -> Option<(bool, Option<i64>)> {
         let reply = read(
@@ -168,9 +242,10 @@ mod tests {
             &HeaderMap::new(),
             Bytes::copy_from_slice(body.as_bytes()),
             1 << 20,
+            &Answers::default(),
         )
         .ok()?;
-        let Verdict { success, code } = reply.verdict();
+        let Verdict { success, code, .. } = reply.verdict();
         Some((success, code))
     }
 
@@ -229,8 +304,14 @@ mod tests {
             let status = StatusCode::from_u16(status).expect("a status");
             assert!(
                 matches!(
-                    read(status, &HeaderMap::new(), body.clone(), 99),
-                    Err(Error::Status(_))
+                    read(
+                        status,
+                        &HeaderMap::new(),
+                        body.clone(),
+                        99,
+                        &Answers::default()
+                    ),
+                    Err(Error::Status(..))
                 ),
                 "{status}"
             );
@@ -239,8 +320,14 @@ mod tests {
             let status = StatusCode::from_u16(status).expect("a status");
             assert!(
                 matches!(
-                    read(status, &HeaderMap::new(), body.clone(), 99),
-                    Err(Error::Refused(_))
+                    read(
+                        status,
+                        &HeaderMap::new(),
+                        body.clone(),
+                        99,
+                        &Answers::default()
+                    ),
+                    Err(Error::Refused(..))
                 ),
                 "{status}"
             );
@@ -248,9 +335,80 @@ mod tests {
     }
 
     #[test]
+    fn an_error_answer_is_known_by_its_code_or_its_messages_however_they_are_written() {
+        let known = |code: Option<i64>, message: Option<&str>, class| Answer {
+            code,
+            message: message.map(ToOwned::to_owned),
+            class,
+        };
+        let answers = Answers::new(vec![
+            known(Some(5004), None, AnswerClass::Duplicate),
+            known(None, Some("busy"), AnswerClass::Transient),
+        ]);
+        let cases = [
+            (r#"{"status":"success","messages":["busy"]}"#, None),
+            (
+                r#"{"status":"error","errorCode":"5004"}"#,
+                Some(AnswerClass::Duplicate),
+            ),
+            (
+                r#"{"messages":["x",1,"we are busy"],"status":"ERROR"}"#,
+                Some(AnswerClass::Transient),
+            ),
+            (
+                r#"{"status":"error","messages":"b\u0075sy"}"#,
+                Some(AnswerClass::Transient),
+            ),
+            (
+                r#"{"status":"error","messages":{"busy":1}}"#,
+                Some(AnswerClass::Rejected),
+            ),
+            (r#"{"status":"error"}"#, Some(AnswerClass::Rejected)),
+        ];
+        for (body, expected) in cases {
+            let body = Bytes::from_static(body.as_bytes());
+            let reply = read(StatusCode::OK, &HeaderMap::new(), body, 999, &answers);
+            assert_eq!(reply.expect("an answer").verdict().class, expected);
+        }
+    }
+
+    #[test]
+    fn retry_after_is_seconds_or_a_date() {
+        let wall = Duration::from_secs(784_111_777 - 30);
+        let cases = [
+            ("120", Some(120)),
+            (" 0 ", Some(0)),
+            ("Sun, 06 Nov 1994 08:49:37 GMT", Some(30)),
+            ("Sun, 06 Nov 1994 08:49:00 GMT", Some(0)),
+            ("soon", None),
+            ("-1", None),
+            ("", None),
+        ];
+        for (text, expected) in cases {
+            let mut headers = HeaderMap::new();
+            headers.insert(header::RETRY_AFTER, HeaderValue::from_static(text));
+            let status = StatusCode::SERVICE_UNAVAILABLE;
+            let error = read(status, &headers, Bytes::new(), 99, &Answers::default());
+            let after = error.expect_err("no answer").retry_after();
+            assert_eq!(
+                after.map(|after| after.pause(wall).as_secs()),
+                expected,
+                "{text}"
+            );
+        }
+    }
+
+    #[test]
     fn bytes_pass_as_they_came() {
         let body = Bytes::from_static(b" {\"data\":1.10 , \"status\":\"success\"}\n");
-        let reply = read(StatusCode::OK, &HeaderMap::new(), body.clone(), 99).expect("an answer");
+        let reply = read(
+            StatusCode::OK,
+            &HeaderMap::new(),
+            body.clone(),
+            99,
+            &Answers::default(),
+        )
+        .expect("an answer");
         assert_eq!(reply.body_for(&HeaderMap::new()).0, body);
     }
 
@@ -260,7 +418,7 @@ mod tests {
         headers.insert(header::CONTENT_ENCODING, HeaderValue::from_static("br"));
         let body = Bytes::from_static(br#"{"status":"success"}"#);
         assert!(matches!(
-            read(StatusCode::OK, &headers, body, 99),
+            read(StatusCode::OK, &headers, body, 99, &Answers::default()),
             Err(Error::Encoding(_))
         ));
     }

@@ -12,8 +12,11 @@ use rustls::pki_types::ServerName;
 use socket2::SockRef;
 use socket2::TcpKeepalive;
 use tokio::net::TcpStream;
+use tokio::time::Instant;
+use tokio::time::timeout_at;
 use tokio_rustls::TlsConnector;
 
+use crate::clock::Clock;
 use crate::upstream::Error;
 use crate::upstream::Settings;
 use crate::upstream::Upstream;
@@ -51,30 +54,45 @@ pub(super) fn tls(
     Ok((TlsConnector::from(Arc::new(config)), name))
 }
 
-/// Tries each address in turn. The caller sets the deadline.
-pub(super) async fn connect(upstream: &Upstream) -> Result<(Wire, Socket), Error> {
+/// Resolves the name anew, and tries each address in turn: each has an equal share of the time that is left, so that one that
+/// swallows packets doesn't hide the next.
+pub(super) async fn connect(
+    upstream: &Upstream,
+    clock: &Clock,
+    deadline: Instant,
+) -> Result<(Wire, Socket), Error> {
+    let resolved = timeout_at(deadline, addresses(&upstream.settings)).await;
+    let addresses = resolved
+        .map_err(|_| Error::ConnectTimeout)?
+        .map_err(Error::Resolve)?;
     let mut last = Error::Resolve(io::Error::new(
         io::ErrorKind::NotFound,
         "the name has no address",
     ));
-    for address in addresses(&upstream.settings)
-        .await
-        .map_err(Error::Resolve)?
-    {
-        let with_address =
-            |cause: io::Error| io::Error::new(cause.kind(), format!("{address}: {cause}"));
-        let connected = match TcpStream::connect(address).await {
-            Ok(stream) => secure(upstream, stream)
-                .await
-                .map_err(|cause| Error::Tls(with_address(cause))),
-            Err(cause) => Err(Error::Connect(with_address(cause))),
-        };
-        match connected {
-            Ok(connected) => return Ok(connected),
-            Err(error) => last = error,
+    let count = addresses.len();
+    for (number, address) in addresses.into_iter().enumerate() {
+        let now = clock.now();
+        let share = deadline
+            .saturating_duration_since(now)
+            .div_f64((count - number) as f64);
+        match timeout_at(now + share, try_address(upstream, address)).await {
+            Ok(Ok(connected)) => return Ok(connected),
+            Ok(Err(error)) => last = error,
+            Err(_) => last = Error::ConnectTimeout,
         }
     }
     Err(last)
+}
+
+async fn try_address(upstream: &Upstream, address: SocketAddr) -> Result<(Wire, Socket), Error> {
+    let with_address =
+        |cause: io::Error| io::Error::new(cause.kind(), format!("{address}: {cause}"));
+    let stream = TcpStream::connect(address)
+        .await
+        .map_err(|cause| Error::Connect(with_address(cause)))?;
+    secure(upstream, stream)
+        .await
+        .map_err(|cause| Error::Tls(with_address(cause)))
 }
 
 async fn addresses(settings: &Settings) -> io::Result<Vec<SocketAddr>> {

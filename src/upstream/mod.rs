@@ -1,8 +1,10 @@
 //! One KYBIO host, and exactly one attempt to reach it. Takes nothing less than a signed body, sends it nowhere but to the account's
 //! own host, follows no redirect, and says of each failure whether anything may have left.
 
+pub mod breaker;
 pub mod connect;
 pub mod pool;
+pub mod probe;
 pub mod send;
 pub mod wire;
 
@@ -26,6 +28,10 @@ use tokio_rustls::TlsConnector;
 
 use crate::name::UpstreamName;
 use crate::observe::metrics::Metrics;
+use crate::outcome::Left;
+use crate::upstream::breaker::Breaker;
+use crate::upstream::breaker::Health;
+use crate::upstream::breaker::State;
 
 /// What configuration says of one host.
 #[derive(Clone, Debug)]
@@ -52,6 +58,8 @@ pub struct Settings {
     pub connections_max: usize,
     /// The largest reply that is read, compressed or not.
     pub reply_bytes_max: usize,
+    /// When it's held to be down.
+    pub breaker: breaker::Rules,
 }
 
 /// `https://host[:port][/path]`; `http://` to this machine alone.
@@ -149,9 +157,11 @@ pub struct Upstream {
     waiting: AtomicUsize,
     /// Rings when somebody starts to wait.
     wanted: Notify,
+    breaker: Arc<Breaker>,
     open: IntGauge,
     opened: IntCounter,
     reused: IntCounter,
+    probes: [IntCounter; 2],
 }
 
 impl Upstream {
@@ -164,8 +174,18 @@ impl Upstream {
         } else {
             None
         };
+        let breaker = Breaker::new(
+            settings.name.clone(),
+            settings.breaker,
+            metrics.breaker_state.with_label_values(&[name]),
+            metrics.breaker_opens.with_label_values(&[name]),
+        );
+        let probes = ["failed", "reached"]
+            .map(|result| metrics.breaker_probes.with_label_values(&[name, result]));
         Ok(Self {
             permits: Arc::new(Semaphore::new(settings.connections_max)),
+            breaker: Arc::new(breaker),
+            probes,
             waiting: AtomicUsize::new(0),
             wanted: Notify::new(),
             open: metrics.upstream_connections.with_label_values(&[name]),
@@ -181,15 +201,16 @@ impl Upstream {
     pub fn settings(&self) -> &Settings {
         &self.settings
     }
-}
 
-/// Whether the vendor may have seen the call.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Left {
-    /// It provably didn't: no connection, the request was handed back, or not one byte was accepted since it was handed over.
-    Nothing,
-    /// It may have. Nothing else proves anything.
-    Perhaps,
+    /// It's held to be down: a call would be refused.
+    #[must_use]
+    pub fn is_down(&self) -> bool {
+        self.breaker.state() == State::Open
+    }
+
+    fn count_probe(&self, reached: bool) {
+        self.probes[usize::from(reached)].inc();
+    }
 }
 
 /// Why an attempt brought no whole reply.
@@ -210,6 +231,9 @@ pub enum Error {
     /// `connections_max` are in use.
     #[error("all connections are in use")]
     Capacity,
+    /// The breaker is open: nothing was tried.
+    #[error("the host is down: too many calls to it have failed")]
+    Down,
     /// The connection had gone before the request was written.
     #[error("the connection had gone before the request was sent")]
     Unsent(#[source] hyper::Error),
@@ -234,9 +258,26 @@ impl Error {
             | Self::Tls(_)
             | Self::ConnectTimeout
             | Self::Capacity
+            | Self::Down
             | Self::Unsent(_) => Left::Nothing,
             Self::Timeout(left) => *left,
             Self::Broken(_) | Self::TooLarge(_) => Left::Perhaps,
+        }
+    }
+
+    /// What it says of the host.
+    fn health(&self) -> Health {
+        match self {
+            Self::Resolve(_)
+            | Self::Connect(_)
+            | Self::Tls(_)
+            | Self::ConnectTimeout
+            | Self::Broken(_)
+            | Self::Timeout(_) => Health::Ill,
+            // It did answer.
+            Self::TooLarge(_) => Health::Well,
+            // Ours, or an idle connection's end.
+            Self::Capacity | Self::Down | Self::Unsent(_) => Health::Unknown,
         }
     }
 
@@ -249,6 +290,7 @@ impl Error {
             Self::Tls(_) => "tls",
             Self::ConnectTimeout => "connect-timeout",
             Self::Capacity => "capacity",
+            Self::Down => "down",
             Self::Unsent(_) => "unsent",
             Self::Broken(_) => "broken",
             Self::Timeout(_) => "timeout",

@@ -96,6 +96,11 @@ impl Pool {
         &self.upstream
     }
 
+    /// The time, by the clock that ages connections.
+    pub(super) fn now(&self) -> Instant {
+        self.clock.now()
+    }
+
     /// Closes what has been idle or in use for too long, and what another worker waits for. Called each second, and when
     /// [`wanted`](Self::wanted) rings.
     pub fn sweep(&self) {
@@ -187,9 +192,7 @@ impl Pool {
         deadline: Instant,
     ) -> Result<Connection, Error> {
         let deadline = deadline.min(self.clock.now() + self.upstream.settings().connect_timeout);
-        let (wire, socket) = timeout_at(deadline, connect(&self.upstream))
-            .await
-            .map_err(|_| Error::ConnectTimeout)??;
+        let (wire, socket) = connect(&self.upstream, &self.clock, deadline).await?;
         let accepted = wire.accepted();
         // One buffer a write; header names as the vendor's own clients send them don't matter (contract, section 2).
         let handshake = http1::Builder::new()

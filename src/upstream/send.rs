@@ -18,9 +18,11 @@ use tokio::time::timeout_at;
 
 use crate::clock::Stamp;
 use crate::operation::OperationName;
+use crate::outcome::Left;
 use crate::sign::SignedBody;
 use crate::upstream::Error;
-use crate::upstream::Left;
+use crate::upstream::breaker;
+use crate::upstream::breaker::Health;
 use crate::upstream::pool::Connection;
 use crate::upstream::pool::Pool;
 
@@ -51,6 +53,15 @@ pub struct Answer {
 /// # Errors
 /// When no whole reply came; the error says what may have left.
 pub async fn send(pool: &Pool, call: &Call<'_>, deadline: Instant) -> Result<Answer, Error> {
+    let pass = pool.upstream().breaker.enter(pool.now());
+    let pass = pass.map_err(|breaker::Open| Error::Down)?;
+    let sent = attempt(pool, call, deadline).await;
+    let health = sent.as_ref().map_or_else(Error::health, |_| Health::Well);
+    pass.tell(health, pool.now());
+    sent
+}
+
+async fn attempt(pool: &Pool, call: &Call<'_>, deadline: Instant) -> Result<Answer, Error> {
     let request = request(pool, call);
     let mut connection = pool.checkout(deadline).await?;
     let before = connection.accepted.count();
@@ -227,6 +238,12 @@ mod tests {
             connection_age_max: Duration::from_secs(60),
             connections_max: 4,
             reply_bytes_max: 1_024,
+            breaker: crate::upstream::breaker::Rules {
+                failures: 10,
+                percent: 50,
+                volume: 100,
+                window: Duration::from_secs(10),
+            },
         };
         let upstream = Upstream::new(settings, &Metrics::new([])).expect("plain");
         Pool::new(Arc::new(upstream), Clock::system(), TaskTracker::new())

@@ -38,6 +38,14 @@ impl Paper {
         Ok(writeln!(self.0, "\n{BOLD}{number}. {text}{BOLD:#}")?)
     }
 
+    /// What the host was told to do wrong.
+    pub(super) fn misbehaves(&mut self, fault: &str) -> anyhow::Result<()> {
+        Ok(writeln!(
+            self.0,
+            "  {DIM}the host is told to{DIM:#}  {BAD}{fault}{BAD:#}"
+        )?)
+    }
+
     /// What the service sent.
     pub(super) fn went_in(&mut self, path: &str, body: &str) -> anyhow::Result<()> {
         writeln!(self.0, "  {DIM}a service sends{DIM:#}      POST {path}")?;

@@ -28,6 +28,9 @@ use crate::simulator::QUOTA_PER_DAY;
 use crate::simulator::Seen;
 use crate::simulator::Settings;
 use crate::simulator::Simulator;
+use crate::simulator::faults::Entry;
+use crate::simulator::faults::Fault;
+use crate::simulator::faults::When;
 
 /// The vendor's own sample appId.
 const APP_ID: &str = "abcdefghijklmn";
@@ -42,6 +45,7 @@ pub(super) struct Scene {
     pub(super) ca: String,
     pub(super) caller: Pair,
     seen: Mutex<mpsc::Receiver<Seen>>,
+    simulator: Arc<Simulator>,
 }
 
 /// The stand-in host, ready to serve.
@@ -102,6 +106,7 @@ impl Scene {
                 ca,
                 caller,
                 seen: Mutex::new(seen),
+                simulator: Arc::clone(&simulator),
             },
             StandIn {
                 simulator,
@@ -118,6 +123,16 @@ impl Scene {
     /// The configuration, read as `serve` would read it.
     pub(super) fn config(&self) -> anyhow::Result<Config> {
         Ok(config::load(&self.folder.path().join("gateway.toml"), &[])?)
+    }
+
+    /// Has the host misbehave at the next call.
+    pub(super) fn misbehave(&self, fault: Fault) -> anyhow::Result<()> {
+        let entry = Entry {
+            fault,
+            operation: None,
+            when: When::Next(1),
+        };
+        Ok(self.simulator.faults().add(entry)?)
     }
 
     /// The next request that reached the stand-in host, if one did.

@@ -1,0 +1,496 @@
+//! From a granted, checked call to KYBIO's word: its turn, its attempts, its end.
+//!
+//! Waiting for a turn belongs to the caller's own future: who leaves then has sent nothing. From the first attempt on the exchange is a
+//! task of its own, because a call that may have effect isn't cut when nobody listens any more.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use prometheus::IntGauge;
+use tokio::sync::oneshot;
+use tokio::time::Instant;
+use tokio::time::sleep;
+use tokio::time::timeout_at;
+
+use crate::answers::AnswerClass;
+use crate::observe::exchange::Answer;
+use crate::observe::exchange::Attempt;
+use crate::observe::exchange::Exchange;
+use crate::outcome::Outcome;
+use crate::payload::Payload;
+use crate::policy::Grant;
+use crate::proxy::Proxy;
+use crate::proxy::Worker;
+use crate::proxy::error::Error;
+use crate::proxy::respond::Receipt;
+use crate::proxy::route::Route;
+use crate::quota::Leave;
+use crate::quota::Moment;
+use crate::reply;
+use crate::reply::Reply;
+use crate::retry::Case;
+use crate::retry::Decision;
+use crate::retry::Failure;
+use crate::retry::Reason;
+use crate::retry::may_repeat;
+use crate::sign;
+use crate::slots::Claim;
+use crate::slots::Slot;
+use crate::upstream;
+use crate::upstream::pool::Pool;
+use crate::upstream::send;
+
+/// What comes of a call: KYBIO's word, or why there's none.
+pub(super) type Verdict = Result<Reply, Error>;
+
+/// Why the caller hears no verdict.
+pub(super) enum Unheard {
+    /// Its own time is up; the attempt goes on.
+    GaveUp(Receipt),
+    /// The task is gone, which is a bug.
+    Failed(Receipt),
+}
+
+/// Who waits for the verdict. Closed when nobody does any more.
+type Tell = oneshot::Sender<(Exchange, Verdict)>;
+
+/// A place among the calls under way, for as long as it lives.
+struct Turn {
+    leave: Leave,
+    _slot: Slot,
+    _in_flight: Counted,
+}
+
+/// What all attempts of a call share.
+struct Call<'a> {
+    route: &'a Route,
+    grant: &'a Grant,
+    payload: &'a Payload,
+    leave: Leave,
+    /// The end of all its time.
+    deadline: Instant,
+}
+
+impl Worker {
+    /// Waits for the call's turn, has it made, and waits for what comes of it, at most until `patience` ends.
+    pub(super) async fn forward(
+        self: Arc<Self>,
+        grant: Grant,
+        payload: Payload,
+        mut exchange: Exchange,
+        patience: Option<Instant>,
+    ) -> Result<(Exchange, Verdict), Unheard> {
+        let turn = match self.turn(&grant, &mut exchange, patience).await {
+            Ok(turn) => turn,
+            Err(error) => return Ok((exchange, Err(error))),
+        };
+        let receipt = Receipt::of(&exchange);
+        let (mut tell, told) = oneshot::channel();
+        let worker = Arc::clone(&self);
+        self.attempts.spawn(async move {
+            let verdict = worker
+                .call(&grant, &payload, turn.leave, &mut exchange, &mut tell)
+                .await;
+            drop(turn);
+            // Who doesn't wait any more takes nothing, and the exchange ends here.
+            drop(tell.send((exchange, verdict)));
+        });
+        let told = match patience {
+            Some(deadline) => timeout_at(deadline, told).await,
+            None => Ok(told.await),
+        };
+        match told {
+            Ok(Ok(ended)) => Ok(ended),
+            Ok(Err(_)) => Err(Unheard::Failed(receipt)),
+            Err(_) => Err(Unheard::GaveUp(receipt)),
+        }
+    }
+
+    async fn turn(
+        &self,
+        grant: &Grant,
+        exchange: &mut Exchange,
+        patience: Option<Instant>,
+    ) -> Result<Turn, Error> {
+        let Proxy {
+            clock,
+            latches,
+            slots,
+            ..
+        } = &*self.proxy;
+        let (route, account) = (self.proxy.route(grant)?, grant.account());
+        // What will be refused anyway doesn't wait for its turn first.
+        latches.check(account, self.proxy.moment())?;
+        if route.upstream.is_down() {
+            return Err(Error::Upstream(upstream::Error::Down));
+        }
+        let began = clock.now();
+        let settings = route.upstream.settings();
+        let claim = Claim {
+            caller: grant.caller(),
+            caller_max: grant.in_flight_max(),
+            account: &account.name,
+            account_max: account.in_flight_max,
+            upstream: &settings.name,
+            upstream_max: route.rules.in_flight_max,
+            queue_max: route.rules.queue_max,
+        };
+        let deadline = (exchange.started() + settings.total_timeout)
+            .min(began + route.rules.queue_timeout)
+            .min(patience.unwrap_or(began + route.rules.queue_timeout));
+        let queued = Counted::new(&route.queued);
+        let taken = slots.take(&claim, deadline).await;
+        drop(queued);
+        let now = clock.now();
+        exchange.waited += now - began;
+        let slot = taken.map_err(|refused| match patience {
+            Some(patience) if patience <= now => Error::CallerTimeout,
+            Some(_) | None => Error::Slots(refused),
+        })?;
+        Ok(Turn {
+            leave: latches.enter(account, self.proxy.moment(), &route.rules.quota)?,
+            _slot: slot,
+            _in_flight: Counted::new(&route.in_flight),
+        })
+    }
+
+    /// Makes attempts until one brings a verdict, or none more is allowed.
+    async fn call(
+        &self,
+        grant: &Grant,
+        payload: &Payload,
+        leave: Leave,
+        exchange: &mut Exchange,
+        tell: &mut Tell,
+    ) -> Verdict {
+        let route = self.proxy.route(grant)?;
+        let pool = self
+            .pools
+            .get(&grant.account().upstream)
+            .ok_or(Error::NoUpstream)?;
+        let call = Call {
+            route,
+            grant,
+            payload,
+            leave,
+            deadline: exchange.started() + route.upstream.settings().total_timeout,
+        };
+        exchange.under_way = true;
+        let (mut lost, mut last) = (None, None);
+        let last = loop {
+            let verdict = self.attempt(&call, pool, exchange, lost.is_some()).await;
+            if let Err(Error::Upstream(upstream::Error::Down)) = verdict {
+                // It opened meanwhile. What the attempt before met is the real error.
+                break last.unwrap_or(verdict);
+            }
+            if !self.may_go_again(&call, &verdict, exchange, tell).await {
+                break verdict;
+            }
+            match verdict {
+                Err(error) if error.outcome() == Outcome::Unknown => lost = Some(error),
+                other => last = Some(other),
+            }
+        };
+        let was_lost = lost.is_some();
+        let verdict = settle(lost, last, exchange.is_read());
+        exchange.under_way = false;
+        exchange.duplicate =
+            was_lost && !exchange.is_read() && verdict.as_ref().is_ok_and(is_duplicate);
+        if let Err(error) = &verdict {
+            exchange.cause = Some(error.cause());
+            exchange.retry_after = self.retry_after(error);
+        }
+        exchange.outcome = verdict.as_ref().map_or_else(Error::outcome, |reply| {
+            if reply.verdict().success || exchange.duplicate {
+                Outcome::Done
+            } else {
+                Outcome::Rejected
+            }
+        });
+        verdict
+    }
+
+    /// One attempt: stamped, signed, sent, its reply read.
+    async fn attempt(
+        &self,
+        call: &Call<'_>,
+        pool: &Pool,
+        exchange: &mut Exchange,
+        lost: bool,
+    ) -> Verdict {
+        let Proxy { clock, answers, .. } = &*self.proxy;
+        let settings = call.route.upstream.settings();
+        let started = clock.now();
+        let operation = call.grant.operation();
+        let deadline = if may_repeat(operation.class, operation.repeat, Failure::Lost) {
+            call.deadline.min(started + settings.attempt_timeout)
+        } else {
+            // All the time that is left: to give a write up early would only make its outcome unknown.
+            call.deadline
+        };
+        let asked = clock.since_epoch();
+        let signed = sign::sign(call.payload, call.grant.key());
+        let sent = send::Call {
+            operation: &operation.name,
+            signed: &signed,
+            stamp: clock.stamp(),
+        };
+        // If this task ends here, for whatever reason, that is the truth.
+        exchange.outcome = Outcome::Unknown;
+        let attempts = &Arc::clone(&exchange.progress).attempts;
+        attempts.fetch_add(1, Ordering::AcqRel);
+        let sent = send::send(pool, &sent, deadline).await;
+        let verdict = sent.map_err(Error::Upstream).and_then(|answer| {
+            let send::Answer {
+                status,
+                headers,
+                body,
+            } = answer;
+            reply::read(status, &headers, body, settings.reply_bytes_max, answers)
+                .map_err(Error::Reply)
+        });
+        if !lost && matches!(&verdict, Err(error) if error.outcome() == Outcome::NotSent) {
+            exchange.outcome = Outcome::NotSent;
+        }
+        if matches!(verdict, Err(Error::Upstream(upstream::Error::Down))) {
+            // It wasn't one.
+            attempts.fetch_sub(1, Ordering::AcqRel);
+            return verdict;
+        }
+        if exchange.attempts.is_empty() {
+            call.route.budget.count_call();
+        }
+        exchange.attempts.push(Attempt {
+            upstream: settings.name.clone(),
+            result: verdict.as_ref().map_or_else(Error::label, |_| "answered"),
+            duration: clock.now() - started,
+            answer: verdict.as_ref().ok().map(|reply| Answer {
+                success: reply.verdict().success,
+                code: reply.verdict().code,
+                class: reply.verdict().class.map(AnswerClass::as_str),
+            }),
+        });
+        if let Ok(reply) = &verdict {
+            self.heed(call, reply, asked);
+        }
+        verdict
+    }
+
+    /// What an answer says of the account's calls for the day.
+    fn heed(&self, call: &Call<'_>, reply: &Reply, asked: Duration) {
+        let (latches, account) = (&self.proxy.latches, call.grant.account());
+        if reply.verdict().class == Some(AnswerClass::QuotaExhausted) {
+            let rules = &call.route.rules.quota;
+            latches.close(account, asked, self.proxy.moment(), rules);
+        } else if call.leave == Leave::Trial {
+            latches.open(account);
+        }
+    }
+
+    /// Waits before the next attempt, if there is to be one.
+    async fn may_go_again(
+        &self,
+        call: &Call<'_>,
+        verdict: &Verdict,
+        exchange: &mut Exchange,
+        tell: &mut Tell,
+    ) -> bool {
+        let Some((failure, not_before)) = self.failure(verdict) else {
+            return false;
+        };
+        let Route { rules, budget, .. } = call.route;
+        let operation = call.grant.operation();
+        let mut case = Case {
+            class: operation.class,
+            repeat: operation.repeat,
+            failure,
+            not_before,
+            attempts: u32::try_from(exchange.attempts.len()).unwrap_or(u32::MAX),
+            pauses: 0,
+            budget_left: false,
+            time_left: Duration::ZERO,
+            caller_waits: true,
+            chance: 0.0,
+        };
+        loop {
+            let now = self.proxy.clock.now();
+            case.budget_left = budget.has_room(now);
+            case.time_left = call.deadline.saturating_duration_since(now);
+            case.caller_waits = !tell.is_closed();
+            case.chance = fastrand::f64();
+            match rules.retry.decide(&case) {
+                Decision::Again => {
+                    if budget.take(now) {
+                        return true;
+                    }
+                    // Another worker was quicker.
+                }
+                Decision::Pause(pause) => {
+                    tokio::select! {
+                        () = sleep(pause) => {}
+                        () = tell.closed() => {}
+                    }
+                    exchange.waited += self.proxy.clock.now() - now;
+                    case.pauses += 1;
+                }
+                Decision::Stop(reason) => {
+                    if reason == Reason::Budget {
+                        call.route.budget_refusals.inc();
+                    }
+                    return false;
+                }
+            }
+        }
+    }
+
+    /// What a verdict means for another attempt; `None` if it's KYBIO's last word.
+    fn failure(&self, verdict: &Verdict) -> Option<(Failure, Option<Duration>)> {
+        match verdict {
+            Ok(reply) if reply.verdict().class == Some(AnswerClass::Transient) => {
+                Some((Failure::NotNow, None))
+            }
+            Ok(_) => None,
+            Err(error) => Some((error.failure(), self.retry_after(error))),
+        }
+    }
+
+    fn retry_after(&self, error: &Error) -> Option<Duration> {
+        let after = error.retry_after()?;
+        Some(after.pause(self.proxy.clock.since_epoch()))
+    }
+}
+
+impl Proxy {
+    fn route(&self, grant: &Grant) -> Result<&Route, Error> {
+        self.routes
+            .get(&grant.account().upstream)
+            .ok_or(Error::NoUpstream)
+    }
+
+    fn moment(&self) -> Moment {
+        Moment {
+            wall: self.clock.since_epoch(),
+            monotonic: self.clock.now(),
+        }
+    }
+}
+
+/// The verdict on a call of several attempts, of which `lost` may have left without an answer. What a later one met says nothing of
+/// that one, but for two cases: a success, and the vendor's word that it has taken these very bytes already.
+fn settle(lost: Option<Error>, verdict: Verdict, read: bool) -> Verdict {
+    let Some(lost) = lost else {
+        return verdict;
+    };
+    let counts = match &verdict {
+        Ok(reply) => read || reply.verdict().success || is_duplicate(reply),
+        Err(error) => match error.outcome() {
+            Outcome::Unknown => true,
+            Outcome::Rejected => read,
+            Outcome::Done | Outcome::NotSent => false,
+        },
+    };
+    if counts { verdict } else { Err(lost) }
+}
+
+fn is_duplicate(reply: &Reply) -> bool {
+    reply.verdict().class == Some(AnswerClass::Duplicate)
+}
+
+/// Counts for as long as it lives.
+struct Counted(IntGauge);
+
+impl Counted {
+    fn new(gauge: &IntGauge) -> Self {
+        gauge.inc();
+        Self(gauge.clone())
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Error;
+    use super::Verdict;
+    use super::settle;
+    use crate::answers::Answer;
+    use crate::answers::AnswerClass;
+    use crate::answers::Answers;
+    use crate::outcome::Left;
+    use crate::outcome::Outcome;
+    use crate::reply;
+    use crate::upstream;
+    use bytes::Bytes;
+    use http::HeaderMap;
+    use http::StatusCode;
+
+    fn answered(status: u16, body: &'static str) -> Verdict {
+        let answers = Answers::new(vec![Answer {
+            code: Some(1),
+            message: None,
+            class: AnswerClass::Duplicate,
+        }]);
+        let status = StatusCode::from_u16(status).expect("a status");
+        let body = Bytes::from_static(body.as_bytes());
+        reply::read(status, &HeaderMap::new(), body, 999, &answers).map_err(Error::Reply)
+    }
+
+    /// What the last of several attempts met, and what is told if an earlier one of a write, or of a read, was lost.
+    #[test]
+    fn a_lost_attempt_of_a_write_is_explained_by_nothing_but_success_and_duplicate() {
+        const LOST: &str = "no whole reply in time";
+        type Met = fn() -> Verdict;
+        let cases: [(Met, &str, &str); 7] = [
+            (|| answered(200, r#"{"status":"success"}"#), "", ""),
+            (
+                || answered(200, r#"{"status":"error","errorCode":1}"#),
+                "",
+                "",
+            ),
+            (
+                || answered(200, r#"{"status":"error","errorCode":2}"#),
+                LOST,
+                "",
+            ),
+            (
+                || answered(403, ""),
+                LOST,
+                "the upstream refused with HTTP status 403 Forbidden",
+            ),
+            (
+                || answered(200, "<html>"),
+                "the reply isn't a KYBIO answer",
+                "the reply isn't a KYBIO answer",
+            ),
+            (
+                || Err(Error::Upstream(upstream::Error::ConnectTimeout)),
+                LOST,
+                LOST,
+            ),
+            (|| Err(Error::Upstream(upstream::Error::Down)), LOST, LOST),
+        ];
+        for (met, write, read) in cases {
+            for (is_read, expected) in [(false, write), (true, read)] {
+                let lost = || Error::Upstream(upstream::Error::Timeout(Left::Perhaps));
+                let told = settle(Some(lost()), met(), is_read);
+                let text = told.as_ref().err().map(ToString::to_string);
+                assert_eq!(text.unwrap_or_default(), expected);
+                if expected == LOST {
+                    assert_eq!(
+                        told.map_err(|error| error.outcome()).err(),
+                        Some(Outcome::Unknown)
+                    );
+                }
+                // Nothing was lost: the last word counts.
+                let told = settle(None, met(), is_read);
+                let last = met().err().map(|error| error.to_string());
+                assert_eq!(told.err().map(|error| error.to_string()), last);
+            }
+        }
+    }
+}

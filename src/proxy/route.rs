@@ -1,0 +1,71 @@
+//! One upstream as calls meet it: the host, and what is remembered of it for all workers.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use prometheus::IntCounter;
+use prometheus::IntGauge;
+
+use crate::observe::metrics::Metrics;
+use crate::quota;
+use crate::retry;
+use crate::retry::budget::Budget;
+use crate::upstream;
+use crate::upstream::Upstream;
+
+/// What configuration says of one upstream.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// The host and its connections.
+    pub upstream: upstream::Settings,
+    /// What calls to it go by.
+    pub rules: Rules,
+}
+
+/// What calls to one upstream go by.
+#[derive(Clone, Copy, Debug)]
+pub struct Rules {
+    /// When they are sent again.
+    pub retry: retry::Rules,
+    /// When the host's day begins.
+    pub quota: quota::Rules,
+    /// How many are under way at a time, in the whole process.
+    pub in_flight_max: usize,
+    /// How many wait for their turn.
+    pub queue_max: usize,
+    /// How long they do.
+    pub queue_timeout: Duration,
+}
+
+/// Shared by all workers.
+pub struct Route {
+    /// What calls to it go by.
+    pub rules: Rules,
+    /// How often calls may be sent again.
+    pub budget: Budget,
+    /// Retries that it had no room for.
+    pub budget_refusals: IntCounter,
+    /// The host.
+    pub upstream: Arc<Upstream>,
+    /// Calls under way now.
+    pub in_flight: IntGauge,
+    /// Calls that wait now.
+    pub queued: IntGauge,
+}
+
+impl Route {
+    /// # Errors
+    /// When the TLS library refuses the settings.
+    pub fn new(settings: Settings, metrics: &Metrics) -> Result<Self, rustls::Error> {
+        let name = settings.upstream.name.clone();
+        let labels = [name.as_str()];
+        Ok(Self {
+            rules: settings.rules,
+            budget: Budget::default(),
+            budget_refusals: metrics.retry_budget_refusals.with_label_values(&labels),
+            upstream: Arc::new(Upstream::new(settings.upstream, metrics)?),
+            in_flight: metrics.in_flight.with_label_values(&labels),
+            queued: metrics.queued.with_label_values(&labels),
+        })
+    }
+}

@@ -1,0 +1,59 @@
+//! Looks whether a host that's held to be down is back: TCP and TLS alone, which costs no call.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::task::JoinSet;
+use tokio::time::sleep_until;
+
+use crate::clock::Clock;
+use crate::upstream::Upstream;
+use crate::upstream::breaker::State;
+use crate::upstream::connect::connect;
+
+/// Between two probes, give or take a fifth.
+const INTERVAL: Duration = Duration::from_millis(250);
+
+/// A probe that takes longer is given up. One that was lost on the way must not hide that the host is back: the next ones don't wait
+/// for it.
+const TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Probes on their way at a time.
+const PROBES_MAX: usize = 8;
+
+/// Runs for as long as its runtime does; while the breaker is closed it only waits for it to open.
+pub async fn run(upstream: Arc<Upstream>, clock: Clock) {
+    loop {
+        upstream.breaker.opened().await;
+        let mut probes = JoinSet::new();
+        let mut next = clock.now() + pause();
+        while upstream.breaker.state() == State::Open {
+            tokio::select! {
+                () = sleep_until(next) => {
+                    next = clock.now() + pause();
+                    if probes.len() < PROBES_MAX {
+                        probes.spawn(probe(Arc::clone(&upstream), clock.clone()));
+                    }
+                }
+                Some(probe) = probes.join_next() => {
+                    let reached = matches!(probe, Ok(true));
+                    upstream.count_probe(reached);
+                    if reached {
+                        upstream.breaker.half_open();
+                    }
+                }
+            }
+        }
+        // Those that are still on their way end with the set.
+    }
+}
+
+async fn probe(upstream: Arc<Upstream>, clock: Clock) -> bool {
+    let deadline = clock.now() + TIMEOUT;
+    connect(&upstream, &clock, deadline).await.is_ok()
+}
+
+/// With jitter, so that gateways that saw a host go don't all knock at once.
+fn pause() -> Duration {
+    INTERVAL.mul_f64(0.8 + 0.4 * fastrand::f64())
+}
