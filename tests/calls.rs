@@ -116,7 +116,10 @@ async fn time_gone_after_sending_is_told_as_unknown_and_nothing_is_sent_again() 
             "no".into()
         )
     );
-    assert_eq!(upstream.seen().len(), 2);
+    // The read had time for more than one attempt, the write was sent once.
+    let writes = upstream.seen();
+    let writes = writes.iter().filter(|seen| seen.target.ends_with("/add"));
+    assert_eq!(writes.count(), 1);
     // A write's one attempt has all the time that is left, a read's its own.
     let waited = async |answer: &crate::support::Answer| {
         gateway

@@ -279,6 +279,39 @@ const FAULTS: &[(&str, &str, &str, &[&str])] = &[
     ),
     (
         "[runtime]",
+        "[operations.\"orderOpenApi/addOnLineOrder\"]\nrepeat = \"identical-bytes\"\n[runtime]",
+        "repeat",
+        &[
+            "this is a non-idempotent-write",
+            "identical-bytes is for a deduplicated-write alone",
+        ],
+    ),
+    (
+        "[runtime]",
+        "[answers.busy]\nmatch = []\nclass = \"transient\"\n[runtime]",
+        "match",
+        &["the list is empty: no answer would fit"],
+    ),
+    (
+        "[runtime]",
+        "[answers.busy]\nmatch = [\"5010\", \"\"]\nclass = \"transient\"\n[runtime]",
+        "match",
+        &["an empty text is part of every message"],
+    ),
+    (
+        "[runtime]",
+        "[answers.busy]\nmatch = [\"5010\"]\nclass = \"maybe\"\n[runtime]",
+        "class",
+        &["one of \"rejected\", \"duplicate\", \"quota-exhausted\", \"credential\", \"transient\""],
+    ),
+    (
+        "base_url =",
+        "utc_offset = \"8\"\nbase_url =",
+        "utc_offset",
+        &["upstreams.kybio.utc_offset: write it as \"+08:00\""],
+    ),
+    (
+        "[runtime]",
         "[callers.twin]\nidentities = [\"spiffe://shop.example/orders\"]\naccounts = [\"main\"]\noperations = [\"*\"]\n[runtime]",
         "identities",
         &["is also an identity of the caller"],

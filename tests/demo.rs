@@ -25,6 +25,26 @@ fn the_tour_shows_the_documented_call_and_ends_with_0() {
         assert!(first.contains(words), "{words}: {said}");
     }
     assert!(said.contains("byte 76"), "{said}");
+    // A fault is survived by a read, which reaches the host twice, and told of a write, which reaches it once.
+    let step = |number: usize| {
+        let (_, step) = said.split_once(&format!("\n{number}. ")).unwrap();
+        step.split("\n\n").next().unwrap()
+    };
+    for (number, arrivals, outcome) in [
+        (3, 2, "200  Kybio-Gateway-Outcome: done"),
+        (4, 1, "502  Kybio-Gateway-Outcome: unknown"),
+    ] {
+        let step = step(number);
+        assert!(
+            step.contains("reset-after-reading") && step.contains(outcome),
+            "{step}"
+        );
+        assert_eq!(
+            step.matches("the host receives").count(),
+            arrivals,
+            "{step}"
+        );
+    }
     assert!(said.contains("kybio_gateway_operation_answers_total{error_code=\"5004\",operation=\"productOpenApi/addProductInfo\"}"), "{said}");
     assert!(
         !said.contains('\u{1b}'),

@@ -23,11 +23,15 @@ mod certificates; // W1: no valid certificate, no request
 mod headers; // W3: what goes up is our own request
 
 // Calls
-mod calls; // outcomes, deadlines, connections
+mod calls; // outcomes and deadlines of single calls
+mod campaign; // X1, X2, X3: thousands of calls through every fault, laid beside what the host knows
+mod connections; // U5, U8: a name's address that moves, connections that are warm
+mod faults; // X1, X2, X3: each kind of call under each kind of fault, and callers that stop waiting
+mod misbehaving; // the stand-in host has all those faults on demand
+mod outages; // X4, U7: no storm while a host is down, served again within a second after
+mod quota; // X4: an account whose calls for the day are used up is refused here
 mod samples; // the documented calls, end to end to the stand-in host
-
-// The stand-in host
-mod misbehaving; // resets, silence, broken answers: on demand, for those who try how callers bear them
+mod turns; // how many calls at a time, and who goes next
 
 // Secrets
 mod keys; // S2: a bad key file disables its account alone

@@ -36,7 +36,11 @@ pub struct Setup {
     pub orders: String,
     /// Whole tables besides.
     pub more: String,
+    /// The upstream's, where it isn't the usual.
+    pub port: Option<u16>,
     pub level: &'static str,
+    /// Environment variables, of which there are none otherwise.
+    pub environment: Vec<(&'static str, String)>,
 }
 
 impl Setup {
@@ -61,7 +65,9 @@ impl Setup {
             kybio: none(),
             orders,
             more: none(),
+            port: None,
             level: "info",
+            environment: Vec::new(),
         }
     }
 
@@ -86,16 +92,18 @@ impl Setup {
             orders,
             more,
             level,
+            port,
             ..
         } = self;
         let resolve = self
             .upstream
             .map(|address| format!("resolve = [\"{address}\"]\n"))
             .unwrap_or_default();
+        let port = port.map(|port| format!(":{port}")).unwrap_or_default();
         let text = format!(
             "[listener]\naddress = \"127.0.0.1:0\"\ncertificate = \"gateway.pem\"\nprivate_key = \"gateway.key\"\nclient_ca = \"callers-ca.pem\"\nconnections_max = 2000\n{listener}\n\
              [admin]\naddress = \"127.0.0.1:0\"\n\
-             [upstreams.kybio]\nbase_url = \"https://upstream.test/pospal-api2\"\nroots = \"callers-ca.pem\"\n{resolve}{kybio}\n\
+             [upstreams.kybio]\nbase_url = \"https://upstream.test{port}/pospal-api2\"\nroots = \"callers-ca.pem\"\n{resolve}{kybio}\n\
              [accounts.main]\nupstream = \"kybio\"\napp_id = \"{APP_ID}\"\napp_key_file = \"main.key\"\n\
              [callers.orders]\n{orders}\n\
              [log]\nlevel = \"{level}\"\n\
@@ -128,7 +136,8 @@ impl Gateway {
             .arg("serve")
             .arg("--config")
             .arg(setup.write())
-            .args(flags);
+            .args(flags)
+            .envs(setup.environment.iter().cloned());
         let mut child = command
             .stdin(Stdio::null())
             .stdout(Stdio::piped())

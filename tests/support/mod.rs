@@ -4,6 +4,7 @@
 pub mod client;
 pub mod gateway;
 pub mod pki;
+pub mod replies;
 pub mod tools;
 pub mod upstream;
 

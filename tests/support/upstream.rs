@@ -1,23 +1,25 @@
-//! A scripted KYBIO host: real TLS, a journal of everything that arrived, and a signature check in its own few lines.
+//! A scripted KYBIO host: real TLS, a journal of everything that arrived, and a signature check in its own few lines. It speaks
+//! HTTP/1.1 by its own few lines too: a script has each byte that leaves, and how a connection ends, in its hand.
 
-use std::net::SocketAddr;
+use std::net::{Shutdown, SocketAddr};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use bytes::Bytes;
-use http::{HeaderMap, Method, Request, Response};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Response, header};
 use http_body_util::{BodyExt, Full};
-use hyper::body::Incoming;
-use hyper::server::conn::http1;
-use hyper::service::service_fn;
-use hyper_util::rt::TokioIo;
 use md5::{Digest, Md5};
-use tokio::net::TcpListener;
+use socket2::SockRef;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
+use tokio_util::sync::CancellationToken;
 
 use crate::support::Pki;
 
@@ -28,6 +30,16 @@ pub struct Seen {
     pub target: String,
     pub headers: HeaderMap,
     pub body: Bytes,
+    pub place: Place,
+}
+
+/// Where a request comes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// Which connection, counted from 0 as they were accepted.
+    pub connection: usize,
+    /// Which request on it, counted from 1.
+    pub nth: usize,
 }
 
 impl Seen {
@@ -54,7 +66,41 @@ pub fn signature(key: &str, body: &[u8]) -> String {
 
 pub const SUCCESS: &str = r#"{"status":"success","messages":[],"errorCode":null}"#;
 
-/// What the script does with a request.
+/// What the host does with a connection, from the first packet on. Each is asked once, in this order.
+pub trait Script: Send + Sync + 'static {
+    /// A connection has been accepted.
+    fn door(&self, _connection: usize) -> Door {
+        Door::Open
+    }
+
+    /// The first bytes of a request are there: all of it, if it's small.
+    fn knock(&self, _place: Place, _bytes: &[u8]) -> Knock {
+        Knock::Read
+    }
+
+    /// A whole request is there.
+    fn act(&self, seen: &Seen) -> Act;
+}
+
+/// Whether there will be a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Door {
+    Open,
+    /// RST right after it was accepted.
+    Refuse,
+    /// RST when the handshake's first byte arrives.
+    Break,
+}
+
+/// Whether a request is read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Knock {
+    Read,
+    /// RST. Nothing was looked at.
+    Reset,
+}
+
+/// What becomes of a request that was read.
 pub enum Act {
     /// Answers.
     Answer(Response<Full<Bytes>>),
@@ -64,6 +110,25 @@ pub enum Act {
     Hang,
     /// Closes the connection without an answer.
     Close,
+    /// RST instead of an answer.
+    Reset,
+    /// Exactly these bytes, whatever they are.
+    Raw { bytes: Bytes, then: Then },
+}
+
+/// How it goes on after raw bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Then {
+    /// The connection is closed in good order.
+    End,
+    /// It's closed without TLS's word of farewell: what came may have been cut short.
+    Cut,
+    /// RST.
+    Reset,
+    /// It's kept, and the next request is read.
+    Keep,
+    /// It's kept, and nothing more is ever written.
+    Stall,
 }
 
 impl Act {
@@ -79,22 +144,40 @@ impl Act {
                 .unwrap(),
         )
     }
+
+    pub fn raw(bytes: impl Into<Bytes>, then: Then) -> Self {
+        let bytes = bytes.into();
+        Self::Raw { bytes, then }
+    }
 }
 
-/// Why a service ends a connection: the script says so.
-#[derive(Debug, thiserror::Error)]
-#[error("scripted")]
-struct Scripted;
+/// A script that has only a word on whole requests.
+struct Answering<F>(F);
 
-type Script = dyn Fn(&Seen) -> Act + Send + Sync;
+impl<F: Fn(&Seen) -> Act + Send + Sync + 'static> Script for Answering<F> {
+    fn act(&self, seen: &Seen) -> Act {
+        (self.0)(seen)
+    }
+}
 
 pub struct Upstream {
     pub address: SocketAddr,
-    journal: Arc<Mutex<Vec<Seen>>>,
-    arrivals: watch::Receiver<usize>,
-    connections: Arc<AtomicUsize>,
-    open: Arc<Mutex<Vec<JoinHandle<()>>>>,
+    host: Arc<Host>,
+    open: Arc<Mutex<Vec<Open>>>,
     accepting: JoinHandle<()>,
+}
+
+/// What drops a connection, and its task.
+type Open = (CancellationToken, JoinHandle<()>);
+
+/// What all connections share.
+struct Host {
+    script: Box<dyn Script>,
+    tls: TlsAcceptor,
+    /// In the order of arrival.
+    journal: Mutex<Vec<Seen>>,
+    arrivals: watch::Sender<usize>,
+    connections: AtomicUsize,
 }
 
 impl Upstream {
@@ -107,89 +190,56 @@ impl Upstream {
         pki: &Pki,
         script: impl Fn(&Seen) -> Act + Send + Sync + 'static,
     ) -> Self {
+        Self::with(pki, Answering(script)).await
+    }
+
+    /// With a script that has a word on connections too.
+    pub async fn with(pki: &Pki, script: impl Script) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        Self::on(listener, pki, script)
+    }
+
+    /// At a listener of the test's own.
+    pub fn on(listener: TcpListener, pki: &Pki, script: impl Script) -> Self {
         let address = listener.local_addr().unwrap();
-        let tls = TlsAcceptor::from(Arc::new(pki.server("upstream.test").server_config()));
-        let script: Arc<Script> = Arc::new(script);
-        let journal = Arc::new(Mutex::new(Vec::new()));
-        let (arrived, arrivals) = watch::channel(0);
-        let arrived = Arc::new(arrived);
-        let connections = Arc::new(AtomicUsize::new(0));
-        let open = Arc::new(Mutex::new(Vec::new()));
+        let host = Arc::new(Host {
+            script: Box::new(script),
+            tls: TlsAcceptor::from(Arc::new(pki.server("upstream.test").server_config())),
+            journal: Mutex::default(),
+            arrivals: watch::Sender::new(0),
+            connections: AtomicUsize::new(0),
+        });
+        let open = Arc::new(Mutex::new(Vec::<Open>::new()));
         let accepting = tokio::spawn({
-            let (journal, connections, open) = (
-                Arc::clone(&journal),
-                Arc::clone(&connections),
-                Arc::clone(&open),
-            );
+            let (host, open) = (Arc::clone(&host), Arc::clone(&open));
             async move {
-                loop {
+                for connection in 0.. {
                     let (stream, _) = listener.accept().await.unwrap();
-                    let (tls, script) = (tls.clone(), Arc::clone(&script));
-                    let (journal, arrived, connections) = (
-                        Arc::clone(&journal),
-                        Arc::clone(&arrived),
-                        Arc::clone(&connections),
-                    );
-                    let serving = tokio::spawn(async move {
-                        let Ok(stream) = tls.accept(stream).await else {
-                            return;
-                        };
-                        connections.fetch_add(1, Ordering::SeqCst);
-                        let service = service_fn(move |request: Request<Incoming>| {
-                            let (script, journal, arrived) = (
-                                Arc::clone(&script),
-                                Arc::clone(&journal),
-                                Arc::clone(&arrived),
-                            );
-                            async move {
-                                let (head, body) = request.into_parts();
-                                let body = body.collect().await.map_err(|_| Scripted)?.to_bytes();
-                                let target = head.uri.to_string();
-                                let seen = Seen {
-                                    method: head.method,
-                                    target,
-                                    headers: head.headers,
-                                    body,
-                                };
-                                let act = script(&seen);
-                                journal.lock().unwrap().push(seen);
-                                arrived.send_modify(|count| *count += 1);
-                                match act {
-                                    Act::Answer(answer) => Ok(answer),
-                                    Act::Later(body) => Ok(Response::new(Full::new(body.await))),
-                                    Act::Hang => {
-                                        std::future::pending::<Result<_, Scripted>>().await
-                                    }
-                                    Act::Close => Err(Scripted),
-                                }
-                            }
-                        });
-                        let _ = http1::Builder::new()
-                            .serve_connection(TokioIo::new(stream), service)
-                            .await;
+                    let (host, dropped) = (Arc::clone(&host), CancellationToken::new());
+                    let serving = tokio::spawn({
+                        let dropped = dropped.clone();
+                        async move { host.serve(stream, connection, dropped).await }
                     });
-                    open.lock().unwrap().push(serving);
+                    open.lock().unwrap().push((dropped, serving));
                 }
             }
         });
         Self {
             address,
-            journal,
-            arrivals,
-            connections,
+            host,
             open,
             accepting,
         }
     }
 
     pub fn seen(&self) -> Vec<Seen> {
-        self.journal.lock().unwrap().clone()
+        self.host.journal.lock().unwrap().clone()
     }
 
     /// The latest request that arrived.
     pub fn last(&self) -> Seen {
-        self.journal
+        self.host
+            .journal
             .lock()
             .unwrap()
             .last()
@@ -205,12 +255,12 @@ impl Upstream {
     }
 
     pub fn connections(&self) -> usize {
-        self.connections.load(Ordering::SeqCst)
+        self.host.connections.load(Ordering::SeqCst)
     }
 
     /// Waits until this many requests have arrived.
     pub async fn arrived(&self, count: usize) {
-        let mut arrivals = self.arrivals.clone();
+        let mut arrivals = self.host.arrivals.subscribe();
         let waited = tokio::time::timeout(
             super::tools::PATIENCE,
             arrivals.wait_for(|arrived| *arrived >= count),
@@ -222,8 +272,8 @@ impl Upstream {
     /// Closes all open connections, and goes on accepting.
     pub async fn drop_connections(&self) {
         let open: Vec<_> = self.open.lock().unwrap().drain(..).collect();
-        for serving in open {
-            serving.abort();
+        for (dropped, serving) in open {
+            dropped.cancel();
             // Only once the task is gone is its socket closed.
             let _ = serving.await;
         }
@@ -237,6 +287,151 @@ impl Drop for Upstream {
             .lock()
             .unwrap()
             .drain(..)
-            .for_each(|serving| serving.abort());
+            .for_each(|(_, serving)| serving.abort());
     }
+}
+
+impl Host {
+    /// One connection, until one of both sides ends it or `dropped` is.
+    async fn serve(&self, stream: TcpStream, connection: usize, dropped: CancellationToken) {
+        match self.script.door(connection) {
+            Door::Open => {}
+            Door::Refuse => return reset(&stream),
+            Door::Break => {
+                let _ = stream.peek(&mut [0]).await;
+                return reset(&stream);
+            }
+        }
+        // As servers do: half an answer isn't held back until the other half is there.
+        stream.set_nodelay(true).unwrap();
+        let accepted = dropped.run_until_cancelled(self.tls.accept(stream));
+        let Some(Ok(mut stream)) = accepted.await else {
+            return;
+        };
+        self.connections.fetch_add(1, Ordering::SeqCst);
+        let requests = dropped.run_until_cancelled(self.requests(&mut stream, connection));
+        let end = requests.await.unwrap_or(Then::Cut);
+        match end {
+            Then::Reset => reset(stream.get_ref().0),
+            Then::End => drop(stream.shutdown().await),
+            // Not by closing it alone: a process that another test starts at this moment holds the socket too, for a while.
+            Then::Cut | Then::Keep | Then::Stall => {
+                let _ = SockRef::from(stream.get_ref().0).shutdown(Shutdown::Both);
+            }
+        }
+    }
+
+    /// Reads and answers, and says how to end it.
+    async fn requests(&self, stream: &mut TlsStream<TcpStream>, connection: usize) -> Then {
+        let mut buffer = Vec::new();
+        let mut nth = 0;
+        loop {
+            nth += 1;
+            let place = Place { connection, nth };
+            if buffer.is_empty() && fill(stream, &mut buffer).await.is_none() {
+                return Then::Cut;
+            }
+            if self.script.knock(place, &buffer) == Knock::Reset {
+                return Then::Reset;
+            }
+            let Some(seen) = read(stream, &mut buffer, place).await else {
+                return Then::Cut;
+            };
+            let act = self.script.act(&seen);
+            self.journal.lock().unwrap().push(seen);
+            self.arrivals.send_modify(|count| *count += 1);
+            let (bytes, then) = match act {
+                Act::Answer(answer) => written(answer).await,
+                Act::Later(body) => written(Response::new(Full::new(body.await))).await,
+                Act::Hang => (Bytes::new(), Then::Stall),
+                Act::Close => (Bytes::new(), Then::Cut),
+                Act::Reset => (Bytes::new(), Then::Reset),
+                Act::Raw { bytes, then } => (bytes, then),
+            };
+            if stream.write_all(&bytes).await.is_err() || stream.flush().await.is_err() {
+                return Then::Cut;
+            }
+            match then {
+                Then::Keep => {}
+                // Until the other side has had enough.
+                Then::Stall => while fill(stream, &mut buffer).await.is_some() {},
+                Then::End | Then::Cut | Then::Reset => return then,
+            }
+        }
+    }
+}
+
+/// Makes closing this socket an RST.
+fn reset(stream: &TcpStream) {
+    SockRef::from(stream)
+        .set_linger(Some(Duration::ZERO))
+        .unwrap();
+}
+
+/// Some more bytes; `None` once there are none.
+async fn fill(stream: &mut TlsStream<TcpStream>, buffer: &mut Vec<u8>) -> Option<()> {
+    // What came in one piece is read in one.
+    buffer.reserve(16 * 1024);
+    let count = stream.read_buf(buffer).await.ok()?;
+    (count > 0).then_some(())
+}
+
+/// The next request. Stricter than HTTP: the gateway's own requests have a length, and nothing clever.
+async fn read(
+    stream: &mut TlsStream<TcpStream>,
+    buffer: &mut Vec<u8>,
+    place: Place,
+) -> Option<Seen> {
+    const END: &[u8] = b"\r\n\r\n";
+    let end = loop {
+        match buffer.windows(END.len()).position(|bytes| bytes == END) {
+            Some(at) => break at + END.len(),
+            None => fill(stream, buffer).await?,
+        }
+    };
+    let head = String::from_utf8(buffer.drain(..end).collect()).unwrap();
+    let mut lines = head.trim_end().split("\r\n");
+    let mut words = lines.next().unwrap().split(' ');
+    let method = words.next().unwrap().parse().unwrap();
+    let target = words.next().unwrap().to_owned();
+    assert_eq!((words.next(), words.next()), (Some("HTTP/1.1"), None));
+    let mut headers = HeaderMap::new();
+    for line in lines {
+        let (name, value) = line.split_once(':').unwrap();
+        headers.append(
+            HeaderName::from_bytes(name.as_bytes()).unwrap(),
+            HeaderValue::from_str(value.trim()).unwrap(),
+        );
+    }
+    assert!(!headers.contains_key(header::TRANSFER_ENCODING));
+    let mut seen = Seen {
+        method,
+        target,
+        headers,
+        body: Bytes::new(),
+        place,
+    };
+    let length: usize = seen.header("content-length").parse().unwrap();
+    while buffer.len() < length {
+        fill(stream, buffer).await?;
+    }
+    seen.body = buffer.drain(..length).collect();
+    Some(seen)
+}
+
+/// An answer's bytes, and whether it asks to close.
+async fn written(answer: Response<Full<Bytes>>) -> (Bytes, Then) {
+    let (mut head, body) = answer.into_parts();
+    let body = body.collect().await.unwrap().to_bytes();
+    head.headers
+        .entry(header::CONTENT_LENGTH)
+        .or_insert(body.len().into());
+    let mut bytes = format!("HTTP/1.1 {}\r\n", head.status).into_bytes();
+    for (name, value) in &head.headers {
+        bytes.extend([name.as_str().as_bytes(), b": ", value.as_bytes(), b"\r\n"].concat());
+    }
+    bytes.extend(b"\r\n");
+    bytes.extend(&body);
+    let closes = head.headers.get(header::CONNECTION) == Some(&HeaderValue::from_static("close"));
+    (bytes.into(), if closes { Then::End } else { Then::Keep })
 }

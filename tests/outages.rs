@@ -1,0 +1,260 @@
+//! When the upstream is down: no retry storm (X4), calls fail fast and as `not-sent`, and it serves again within a second after it's
+//! back, also when all traffic is writes (U7). Readiness is the gateway's own, not the upstream's.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+
+use crate::support::upstream::{Act, Door, SUCCESS, Script, Seen};
+use crate::support::{Answer, Gateway, Pki, Setup, Upstream};
+
+const READ: &str = "customerOpenApi/queryByUid";
+const WRITE: &str = "orderOpenApi/addOnLineOrder";
+
+const STATE: &str = "kybio_gateway_upstream_breaker_state{upstream=\"kybio\"}";
+
+/// A host that can be switched off: it resets connections before TLS, and those that are open.
+#[derive(Clone, Default)]
+struct Switch {
+    off: Arc<AtomicBool>,
+    knocks: Arc<AtomicUsize>,
+    /// Answers HTTP 502 while it's on.
+    ill: Arc<AtomicBool>,
+}
+
+impl Script for Switch {
+    fn door(&self, _: usize) -> Door {
+        self.knocks.fetch_add(1, Ordering::SeqCst);
+        if self.off.load(Ordering::SeqCst) {
+            Door::Refuse
+        } else {
+            Door::Open
+        }
+    }
+
+    fn act(&self, _: &Seen) -> Act {
+        if self.ill.load(Ordering::SeqCst) {
+            Act::status(502, "bad gateway")
+        } else {
+            Act::ok(SUCCESS)
+        }
+    }
+}
+
+impl Switch {
+    async fn set_off(&self, upstream: &Upstream, off: bool) {
+        self.off.store(off, Ordering::SeqCst);
+        upstream.drop_connections().await;
+    }
+}
+
+async fn started(pki: &Pki, kybio: &str) -> (Switch, Upstream, Gateway) {
+    let switch = Switch::default();
+    let upstream = Upstream::with(pki, switch.clone()).await;
+    let mut setup = Setup::new(pki, Some(upstream.address));
+    setup.kybio.push_str(kybio);
+    (switch, upstream, setup.start().await)
+}
+
+fn outcome(answer: &Answer) -> (u16, &str) {
+    (
+        answer.status.as_u16(),
+        answer.header("kybio-gateway-outcome"),
+    )
+}
+
+/// U7: and meanwhile each write is told as not sent, most of them at once.
+#[tokio::test]
+async fn a_host_that_was_down_under_write_only_traffic_is_served_again_soon_after_it_is_back() {
+    let pki = Pki::new();
+    let (switch, upstream, gateway) = started(&pki, "").await;
+    let client = gateway.client(&pki);
+    assert_eq!(outcome(&client.call(WRITE, "{}").await), (200, "done"));
+    switch.set_off(&upstream, true).await;
+    let down = loop {
+        let answer = client.call(WRITE, "{}").await;
+        assert_eq!(answer.header("kybio-gateway-outcome"), "not-sent");
+        if answer.json()["gateway"]["code"] == "upstream-down" {
+            break answer;
+        }
+    };
+    assert_eq!(
+        down.refusal(),
+        (503, "upstream-down".into(), "not-sent".into(), "yes".into())
+    );
+    assert_eq!(down.header("retry-after"), "1");
+    assert_eq!(down.header("kybio-gateway-attempts"), "0");
+    assert_eq!(gateway.metric(STATE).await, 2.0);
+    assert_eq!(gateway.admin_get("/readyz").await.0, 200, "it is ready");
+    gateway
+        .event(|event| event["level"] == "WARN" && event["upstream"] == "kybio")
+        .await;
+    // It looks by itself, though nobody calls.
+    let looked = switch.knocks.load(Ordering::SeqCst);
+    while switch.knocks.load(Ordering::SeqCst) < looked + 3 {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(upstream.seen().len(), 1, "to look costs no call");
+
+    switch.set_off(&upstream, false).await;
+    let back = Instant::now();
+    while outcome(&client.call(WRITE, "{}").await) != (200, "done") {
+        tokio::task::yield_now().await;
+    }
+    println!("served again {:?} after the host was back", back.elapsed());
+    assert_eq!(gateway.metric(STATE).await, 0.0);
+    gateway
+        .event(|event| event["message"] == "the upstream is back")
+        .await;
+    assert_eq!(upstream.seen().len(), 2);
+    assert_eq!(
+        gateway
+            .metric("kybio_gateway_upstream_breaker_opens_total{upstream=\"kybio\"}")
+            .await,
+        1.0
+    );
+}
+
+/// The handshake succeeds, and each call is reset: one at a time is let through, and its failure closes the door again.
+#[tokio::test]
+async fn a_host_that_only_shakes_hands_gets_one_call_at_a_time() {
+    let pki = Pki::new();
+    let upstream = Upstream::scripted(&pki, |seen| {
+        if seen.text().contains("\"well\"") {
+            Act::ok(SUCCESS)
+        } else {
+            Act::Reset
+        }
+    })
+    .await;
+    let mut setup = Setup::new(&pki, Some(upstream.address));
+    setup.kybio.push_str("breaker_failures = 3\n");
+    let gateway = setup.start().await;
+    let client = gateway.client(&pki);
+    for _ in 0..3 {
+        assert_eq!(outcome(&client.call(WRITE, "{}").await), (502, "unknown"));
+    }
+    assert_eq!(outcome(&client.call(WRITE, "{}").await), (503, "not-sent"));
+    let calls = async || {
+        let mut answers = JoinSet::new();
+        for _ in 0..20 {
+            let client = gateway.client(&pki);
+            answers.spawn(async move { client.call(WRITE, "{}").await });
+        }
+        let told = answers.join_all().await;
+        told.iter()
+            .filter(|answer| outcome(answer) == (502, "unknown"))
+            .count()
+    };
+    // Of many that come while it's half open, one goes at most.
+    for round in 0..3 {
+        while gateway.metric(STATE).await != 1.0 {
+            tokio::task::yield_now().await;
+        }
+        let before = upstream.seen().len();
+        let sent = calls().await;
+        // A probe may have half opened it again before the last of them came.
+        assert!((1..=3).contains(&sent), "{round}: {sent}");
+        assert_eq!(upstream.seen().len(), before + sent);
+    }
+    while outcome(&client.call(WRITE, "{\"a\":\"well\"}").await) != (200, "done") {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(gateway.metric(STATE).await, 0.0);
+}
+
+/// X4 from outside: all calls fail, by an answer that doesn't open the breaker, and retries stay below a fifth.
+#[tokio::test]
+async fn when_everything_fails_there_are_at_most_a_fifth_more_attempts() {
+    let pki = Pki::new();
+    let (switch, upstream, gateway) = started(&pki, "").await;
+    switch.ill.store(true, Ordering::SeqCst);
+    let clients: Vec<_> = (0..8)
+        .map(|_| Arc::new(gateway.http2_client(&pki)))
+        .collect();
+    // Few calls: at most ten retries. Then many.
+    for (calls, retries_max) in [(40, 10), (500, 100)] {
+        let before = upstream.seen().len();
+        let mut answers = JoinSet::new();
+        for number in 0..calls {
+            let client = Arc::clone(&clients[number % clients.len()]);
+            answers.spawn(async move { client.call(READ, format!("{{\"n\":{number}}}")).await });
+        }
+        for answer in answers.join_all().await {
+            assert_eq!(
+                answer.refusal(),
+                (
+                    502,
+                    "upstream-status".into(),
+                    "unknown".into(),
+                    "yes".into()
+                )
+            );
+        }
+        let arrived = upstream.seen().len() - before;
+        println!("{calls} calls, {arrived} arrived");
+        assert!(
+            (calls..=calls + retries_max).contains(&arrived),
+            "{calls} calls, {arrived} arrived"
+        );
+    }
+    assert!(
+        gateway
+            .metric("kybio_gateway_retry_budget_refusals_total{upstream=\"kybio\"}")
+            .await
+            > 0.0
+    );
+    assert_eq!(gateway.metric(STATE).await, 0.0);
+    // The budget is the upstream's: once it's well, calls don't need any.
+    switch.ill.store(false, Ordering::SeqCst);
+    for _ in 0..20 {
+        assert_eq!(outcome(&clients[0].call(READ, "{}").await), (200, "done"));
+    }
+}
+
+/// The same for a host that can't be reached at all: there the breaker ends it.
+#[tokio::test]
+async fn a_host_that_refuses_connections_is_left_alone_after_a_few() {
+    let pki = Pki::new();
+    let (switch, upstream, gateway) = started(&pki, "").await;
+    switch.set_off(&upstream, true).await;
+    let client = gateway.client(&pki);
+    for _ in 0..100 {
+        let answer = client.call(READ, "{}").await;
+        assert_eq!(answer.header("kybio-gateway-outcome"), "not-sent");
+        assert_eq!(answer.header("kybio-gateway-retryable"), "yes");
+    }
+    let attempts: f64 = gateway
+        .metrics()
+        .await
+        .lines()
+        .filter(|line| line.starts_with("kybio_gateway_attempts_total"))
+        .map(|line| line.rsplit_once(' ').unwrap().1.parse::<f64>().unwrap())
+        .sum();
+    assert!(attempts <= 20.0, "{attempts} attempts for 100 calls");
+}
+
+/// The first address swallows packets, the second answers: each has its share of the time.
+#[tokio::test]
+async fn an_address_that_is_dead_does_not_hide_the_next() {
+    let pki = Pki::new();
+    let upstream = Upstream::start(&pki).await;
+    // It takes connections in the kernel's queue and never shakes hands.
+    let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let mut setup = Setup::new(&pki, None);
+    setup.kybio = format!(
+        "resolve = [\"{}\", \"{}\"]\nconnect_timeout = \"600ms\"\n",
+        silent.local_addr().unwrap(),
+        upstream.address
+    );
+    let gateway = setup.start().await;
+    let answer = gateway.client(&pki).call(WRITE, "{}").await;
+    assert_eq!(outcome(&answer), (200, "done"));
+    assert_eq!(answer.header("kybio-gateway-attempts"), "1");
+    let took = gateway
+        .request_event(answer.header("kybio-gateway-request-id"))
+        .await;
+    assert!(took["attempt_ms"].as_f64().unwrap() >= 300.0, "{took}");
+}
