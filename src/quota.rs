@@ -14,6 +14,7 @@ use tokio::time::Instant;
 
 use crate::account::Account;
 use crate::account::AppId;
+use crate::name::AccountName;
 use crate::name::UpstreamName;
 use crate::observe::metrics::Metrics;
 
@@ -64,7 +65,16 @@ struct Latch {
     /// Wall time since 1970-01-01 UTC.
     until: Duration,
     next_trial: Instant,
-    gauge: IntGauge,
+    /// Of each account with this appId that has met it.
+    gauges: Vec<(AccountName, IntGauge)>,
+}
+
+impl Drop for Latch {
+    fn drop(&mut self) {
+        for (_, gauge) in &self.gauges {
+            gauge.set(0);
+        }
+    }
 }
 
 /// A day.
@@ -120,6 +130,7 @@ impl Latches {
         if now.wall >= latch.until {
             return Ok(Leave::Free);
         }
+        self.show(latch, account);
         if now.monotonic < latch.next_trial {
             return Err(UsedUp {
                 retry_after: latch.until - now.wall,
@@ -140,19 +151,14 @@ impl Latches {
         }
         let next_trial = now.monotonic + rules.trial_interval(now.wall);
         let mut latches = self.latches();
-        let fresh = latches
-            .get(&key(account))
-            .is_none_or(|latch| latch.until < until);
-        let gauge = self.gauges.with_label_values(&[account.name.as_str()]);
-        gauge.set(1);
-        latches.insert(
-            key(account),
-            Latch {
-                until,
-                next_trial,
-                gauge,
-            },
-        );
+        let latch = latches.entry(key(account)).or_insert_with(|| Latch {
+            until: Duration::ZERO,
+            next_trial,
+            gauges: Vec::new(),
+        });
+        let fresh = latch.until < until;
+        (latch.until, latch.next_trial) = (until, next_trial);
+        self.show(latch, account);
         self.count.store(latches.len(), Ordering::Release);
         drop(latches);
         if fresh {
@@ -163,10 +169,24 @@ impl Latches {
     /// A trial was answered otherwise: there are calls again.
     pub fn open(&self, account: &Account) {
         let mut latches = self.latches();
-        if let Some(latch) = latches.remove(&key(account)) {
-            latch.gauge.set(0);
+        if latches.remove(&key(account)).is_some() {
             self.count.store(latches.len(), Ordering::Release);
             tracing::info!(account = %account.name, "the account has calls again");
+        }
+    }
+
+    /// A trial has provably not reached the host: the next call may be it.
+    pub fn give_back(&self, account: &Account, now: Moment) {
+        if let Some(latch) = self.latches().get_mut(&key(account)) {
+            latch.next_trial = now.monotonic;
+        }
+    }
+
+    fn show(&self, latch: &mut Latch, account: &Account) {
+        if !latch.gauges.iter().any(|(name, _)| *name == account.name) {
+            let gauge = self.gauges.with_label_values(&[account.name.as_str()]);
+            gauge.set(1);
+            latch.gauges.push((account.name.clone(), gauge));
         }
     }
 
@@ -176,13 +196,7 @@ impl Latches {
             return;
         }
         let mut latches = self.latches();
-        latches.retain(|_, latch| {
-            let held = wall < latch.until;
-            if !held {
-                latch.gauge.set(0);
-            }
-            held
-        });
+        latches.retain(|_, latch| wall < latch.until);
         self.count.store(latches.len(), Ordering::Release);
     }
 
@@ -325,6 +339,32 @@ mod tests {
         latches.sweep(at(16 * 3_600).wall);
         assert_eq!(gauge.get(), 0);
         assert_eq!(latches.count.load(super::Ordering::Acquire), 0);
+    }
+
+    #[test]
+    fn a_trial_that_was_not_sent_is_given_back() {
+        let (latches, at) = (Latches::new(&Metrics::new([])), moments());
+        let main = account("main", "a");
+        latches.close(&main, at(0).wall, at(0), &RULES);
+        assert_eq!(latches.enter(&main, at(900), &RULES), Ok(Leave::Trial));
+        assert!(latches.check(&main, at(901)).is_err());
+        latches.give_back(&main, at(902));
+        assert_eq!(latches.enter(&main, at(902), &RULES), Ok(Leave::Trial));
+    }
+
+    #[test]
+    fn accounts_with_one_app_id_share_its_latch_and_each_is_shown() {
+        let (latches, at) = (Latches::new(&Metrics::new([])), moments());
+        let (main, alias) = (account("main", "a"), account("alias", "a"));
+        let shown =
+            || ["main", "alias"].map(|name| latches.gauges.with_label_values(&[name]).get());
+        latches.close(&main, at(0).wall, at(0), &RULES);
+        latches.close(&main, at(1).wall, at(1), &RULES);
+        assert_eq!(shown(), [1, 0]);
+        assert!(latches.check(&alias, at(1)).is_err());
+        assert_eq!(shown(), [1, 1]);
+        latches.open(&alias);
+        assert_eq!(shown(), [0, 0]);
     }
 
     #[test]

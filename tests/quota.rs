@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use crate::support::upstream::{Act, SUCCESS};
+use crate::support::upstream::{Act, Door, SUCCESS, Script, Seen};
 use crate::support::{Answer, Gateway, Pki, Setup, Upstream};
 
 const READ: &str = "customerOpenApi/queryByUid";
@@ -226,4 +226,44 @@ async fn a_read_that_stays_transient_ends_with_kybios_own_answer() {
         3.0,
         "each of them cost a call"
     );
+}
+
+/// A trial that didn't reach the host found out nothing: the next call is it.
+#[tokio::test]
+async fn a_trial_that_was_not_sent_costs_no_interval() {
+    struct Refusing(Arc<AtomicBool>);
+    impl Script for Refusing {
+        fn door(&self, _: usize) -> Door {
+            if self.0.load(Ordering::SeqCst) {
+                Door::Refuse
+            } else {
+                Door::Open
+            }
+        }
+
+        fn act(&self, _: &Seen) -> Act {
+            Act::ok(USED_UP)
+        }
+    }
+    let pki = Pki::new();
+    let refusing = Arc::new(AtomicBool::new(false));
+    let upstream = Upstream::with(&pki, Refusing(Arc::clone(&refusing))).await;
+    let mut setup = Setup::new(&pki, Some(upstream.address));
+    setup.kybio = format!(
+        "{}utc_offset = \"{}\"\nquota_trial_interval = \"2s\"\n",
+        setup.kybio,
+        offset_far_from_midnight().1
+    );
+    let gateway = setup.start().await;
+    let client = gateway.client(&pki);
+    assert_eq!(told(&client.call(WRITE, "{}").await), (200, "rejected"));
+    refusing.store(true, Ordering::SeqCst);
+    upstream.drop_connections().await;
+    while told(&client.call(WRITE, "{}").await) == (429, "not-sent") {
+        tokio::task::yield_now().await;
+    }
+    refusing.store(false, Ordering::SeqCst);
+    assert_eq!(told(&client.call(WRITE, "{}").await), (200, "rejected"));
+    assert_eq!(told(&client.call(WRITE, "{}").await), (429, "not-sent"));
+    assert_eq!(upstream.seen().len(), 2);
 }
