@@ -3,11 +3,13 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
 
+use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
-use crate::support::upstream::{Act, Door, SUCCESS, Script, Seen};
+use crate::support::upstream::{Act, Door, Knock, Place, SUCCESS, Script, Seen};
 use crate::support::{Answer, Gateway, Pki, Setup, Upstream};
 
 const READ: &str = "customerOpenApi/queryByUid";
@@ -257,4 +259,210 @@ async fn an_address_that_is_dead_does_not_hide_the_next() {
         .request_event(answer.header("kybio-gateway-request-id"))
         .await;
     assert!(took["attempt_ms"].as_f64().unwrap() >= 300.0, "{took}");
+}
+
+/// How far a host of the next tests has got.
+#[derive(Clone)]
+struct Staged {
+    refusing: Arc<AtomicBool>,
+    hanging: Arc<AtomicBool>,
+    gated: Arc<AtomicBool>,
+    /// Lets those go that came while it was gated.
+    gate: Arc<Semaphore>,
+    /// Connections that were accepted before this number have lost their state.
+    lost_below: Arc<AtomicUsize>,
+}
+
+impl Default for Staged {
+    fn default() -> Self {
+        Self {
+            refusing: Arc::default(),
+            hanging: Arc::default(),
+            gated: Arc::default(),
+            gate: Arc::new(Semaphore::new(0)),
+            lost_below: Arc::default(),
+        }
+    }
+}
+
+impl Script for Staged {
+    fn door(&self, _: usize) -> Door {
+        if self.refusing.load(Ordering::SeqCst) {
+            Door::Refuse
+        } else {
+            Door::Open
+        }
+    }
+
+    fn knock(&self, place: Place, _: &[u8]) -> Knock {
+        if place.connection < self.lost_below.load(Ordering::SeqCst) {
+            Knock::Reset
+        } else {
+            Knock::Read
+        }
+    }
+
+    fn act(&self, _: &Seen) -> Act {
+        if self.hanging.load(Ordering::SeqCst) {
+            Act::Hang
+        } else if self.gated.load(Ordering::SeqCst) {
+            let gate = Arc::clone(&self.gate);
+            Act::Later(Box::pin(async move {
+                gate.acquire().await.unwrap().forget();
+                SUCCESS.into()
+            }))
+        } else {
+            Act::ok(SUCCESS)
+        }
+    }
+}
+
+/// Its handshake works before its application does: the call that tries it hangs, and mustn't keep others waiting until its own end.
+#[tokio::test]
+async fn a_trial_that_hangs_does_not_keep_a_host_down_that_has_recovered() {
+    let pki = Pki::new();
+    let stage = Staged::default();
+    let upstream = Upstream::with(&pki, stage.clone()).await;
+    let mut setup = Setup::new(&pki, Some(upstream.address));
+    setup.kybio.push_str("breaker_failures = 3\n");
+    let gateway = setup.start().await;
+    let client = gateway.client(&pki);
+    stage.refusing.store(true, Ordering::SeqCst);
+    while client.call(WRITE, "{}").await.json()["gateway"]["code"] != "upstream-down" {}
+    stage.hanging.store(true, Ordering::SeqCst);
+    stage.refusing.store(false, Ordering::SeqCst);
+    let trial = tokio::spawn({
+        let client = gateway.http2_client(&pki);
+        async move {
+            loop {
+                let answer = client.call(WRITE, "{}").await;
+                if answer.status != 503 {
+                    return answer;
+                }
+                tokio::task::yield_now().await;
+            }
+        }
+    });
+    upstream.arrived(1).await;
+    stage.hanging.store(false, Ordering::SeqCst);
+    while outcome(&client.call(WRITE, "{}").await) != (200, "done") {
+        tokio::task::yield_now().await;
+    }
+    assert!(!trial.is_finished(), "it has all of its forty-five seconds");
+    assert_eq!(gateway.metric(STATE).await, 0.0);
+    trial.abort();
+}
+
+/// As when a load balancer has failed over: all kept connections are dead, and none shows it before it's used. New ones work.
+#[tokio::test]
+async fn after_a_fall_no_call_goes_on_a_connection_from_before_it() {
+    let pki = Pki::new();
+    let stage = Staged::default();
+    let upstream = Upstream::with(&pki, stage.clone()).await;
+    let mut setup = Setup::new(&pki, Some(upstream.address));
+    setup.kybio.push_str("breaker_failures = 3\n");
+    let gateway = setup.start().await;
+    // Twelve warm connections.
+    let client = Arc::new(gateway.http2_client(&pki));
+    stage.gated.store(true, Ordering::SeqCst);
+    let mut warm = JoinSet::new();
+    for _ in 0..12 {
+        let client = Arc::clone(&client);
+        warm.spawn(async move { client.call(READ, "{}").await });
+    }
+    upstream.arrived(12).await;
+    stage.gated.store(false, Ordering::SeqCst);
+    stage.gate.add_permits(12);
+    for answer in warm.join_all().await {
+        assert_eq!(outcome(&answer), (200, "done"), "{}", answer.text());
+    }
+    assert_eq!(upstream.connections(), 12);
+    let before = upstream.seen().len();
+    let connections = upstream
+        .seen()
+        .iter()
+        .map(|seen| seen.place.connection)
+        .max();
+    stage
+        .lost_below
+        .store(connections.unwrap() + 1, Ordering::SeqCst);
+    let (mut unknown, mut answers) = (0, 0);
+    loop {
+        let answer = client.call(WRITE, "{}").await;
+        answers += 1;
+        match outcome(&answer) {
+            (200, "done") => break,
+            (502, "unknown") => unknown += 1,
+            (503, "not-sent") => tokio::task::yield_now().await,
+            other => panic!("{other:?}"),
+        }
+    }
+    assert!(unknown <= 3, "{unknown} of {answers}");
+    assert_eq!(upstream.seen().len(), before + 1);
+}
+
+/// X4, where all calls hang and fail long after they were sent: they don't buy retries for a time in which nobody calls.
+#[tokio::test]
+async fn calls_of_long_ago_buy_no_retries() {
+    const CALLS: usize = 150;
+    let pki = Pki::new();
+    let upstream = Upstream::scripted(&pki, |_| Act::Hang).await;
+    let mut setup = Setup::new(&pki, Some(upstream.address));
+    setup.kybio.push_str(
+        "attempt_timeout = \"2s\"\ntotal_timeout = \"7s\"\nconnections_max = 200\nbreaker_failures = 10000\nbreaker_volume = 1000000\n",
+    );
+    setup.orders.push_str("in_flight_max = 200\n");
+    let flags = ["--set", "accounts.main.in_flight_max=200"];
+    let gateway = Gateway::start(setup, &flags).await;
+    let client = Arc::new(gateway.http2_client(&pki));
+    let mut answers = JoinSet::new();
+    for number in 0..CALLS {
+        let client = Arc::clone(&client);
+        answers.spawn(async move { client.call(READ, format!("{{\"n\":{number}}}")).await });
+    }
+    for answer in answers.join_all().await {
+        assert_eq!(outcome(&answer), (504, "unknown"), "{}", answer.text());
+    }
+    let arrived = upstream.seen().len();
+    assert!(arrived <= CALLS + 10, "{arrived} arrived");
+}
+
+/// Longer than the total time of the next test.
+const LATE: Duration = Duration::from_millis(1_100);
+
+/// The time that a request has is gone before its body is there: that says nothing of the host.
+#[tokio::test]
+async fn slow_uploads_are_refused_here_and_open_no_breaker() {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let pki = Pki::new();
+    let (_, upstream, gateway) = started(&pki, "total_timeout = \"1s\"\n").await;
+    let mut slow = JoinSet::new();
+    for _ in 0..12 {
+        let client = gateway.client(&pki);
+        slow.spawn(async move {
+            let mut stream = client.stream().await.unwrap();
+            stream
+                .write_all(b"POST /openapi/v1/orderOpenApi/addOnLineOrder HTTP/1.1\r\nhost: gateway.test\r\nconnection: close\r\ncontent-type: application/json\r\ncontent-length: 2\r\n\r\n{")
+                .await
+                .unwrap();
+            // Its time is up when the gateway's clock says so, and nothing tells of that.
+            tokio::time::sleep_until(Instant::now() + LATE).await;
+            stream.write_all(b"}").await.unwrap();
+            let mut answer = Vec::new();
+            let _ = stream.read_to_end(&mut answer).await;
+            String::from_utf8(answer).unwrap()
+        });
+    }
+    for answer in slow.join_all().await {
+        assert!(
+            answer.starts_with("HTTP/1.1 504") && answer.contains("\"no-time-left\""),
+            "{answer}"
+        );
+    }
+    assert!(upstream.seen().is_empty());
+    assert_eq!(gateway.metric(STATE).await, 0.0);
+    assert_eq!(
+        outcome(&gateway.client(&pki).call(WRITE, "{}").await),
+        (200, "done")
+    );
 }

@@ -269,7 +269,9 @@ impl Builder<'_> {
                     attempts_max: checked.small(&key("attempts_max")),
                     backoff_min: checked.duration(&key("backoff_min")),
                     backoff_max: checked.duration(&key("backoff_max")),
-                    attempt_time_min: checked.duration(&key("attempt_timeout")) / 10,
+                    attempt_time_min: attempt_time_min(
+                        settings.attempt_timeout.min(settings.total_timeout),
+                    ),
                 },
                 quota: quota::Rules {
                     utc_offset: utc_offset.unwrap_or_default(),
@@ -613,6 +615,11 @@ impl Builder<'_> {
             }
         }
     }
+}
+
+/// Too little time to hear an answer: a tenth of what an attempt has, and never more than a second.
+fn attempt_time_min(attempt_timeout: Duration) -> Duration {
+    (attempt_timeout / 10).min(Duration::from_secs(1))
 }
 
 /// Seconds east of UTC, as RFC 3339 writes an offset.

@@ -35,6 +35,9 @@ pub enum Error {
     /// The caller's own time is up, and nothing has left.
     #[error("the time that the caller gave is up, and nothing was sent")]
     CallerTimeout,
+    /// Too little of the request's time is left to hear an answer.
+    #[error("the request's time was gone before the call could be sent")]
+    NoTimeLeft,
     /// Too many calls are under way.
     #[error(transparent)]
     Slots(#[from] slots::Refused),
@@ -58,7 +61,7 @@ impl Error {
     pub fn ends_body(&self) -> bool {
         matches!(
             self,
-            Self::Payload(payload::Error::Slow | payload::Error::Broken)
+            Self::Payload(payload::Error::Slow | payload::Error::Broken) | Self::CallerTimeout
         )
     }
 
@@ -72,6 +75,7 @@ impl Error {
             | Self::IdempotencyKey
             | Self::BadTimeout
             | Self::CallerTimeout
+            | Self::NoTimeLeft
             | Self::Slots(_)
             | Self::UsedUp(_)
             | Self::NoUpstream => Outcome::NotSent,
@@ -96,6 +100,7 @@ impl Error {
             | Self::IdempotencyKey
             | Self::BadTimeout
             | Self::CallerTimeout
+            | Self::NoTimeLeft
             | Self::Slots(_)
             | Self::UsedUp(_)
             | Self::NoUpstream
@@ -135,6 +140,7 @@ impl Error {
             | Self::IdempotencyKey
             | Self::BadTimeout
             | Self::CallerTimeout
+            | Self::NoTimeLeft
             | Self::Slots(_)
             | Self::UsedUp(_)
             | Self::NoUpstream => "none",

@@ -38,6 +38,7 @@ use crate::sign;
 use crate::slots::Claim;
 use crate::slots::Slot;
 use crate::upstream;
+use crate::upstream::breaker::Pass;
 use crate::upstream::pool::Pool;
 use crate::upstream::send;
 
@@ -144,10 +145,15 @@ impl Worker {
         drop(queued);
         let now = clock.now();
         exchange.waited += now - began;
-        let slot = taken.map_err(|refused| match patience {
-            Some(patience) if patience <= now => Error::CallerTimeout,
-            Some(_) | None => Error::Slots(refused),
-        })?;
+        if patience.is_some_and(|patience| patience <= now) {
+            return Err(Error::CallerTimeout);
+        }
+        let slot = taken?;
+        // A slow body or a long queue may have left too little of it to hear an answer: better not to send than not to know.
+        let left = (exchange.started() + settings.total_timeout).saturating_duration_since(now);
+        if left < route.rules.retry.attempt_time_min {
+            return Err(Error::NoTimeLeft);
+        }
         Ok(Turn {
             leave: latches.enter(account, self.proxy.moment(), &route.rules.quota)?,
             _slot: slot,
@@ -179,11 +185,17 @@ impl Worker {
         exchange.under_way = true;
         let (mut lost, mut last) = (None, None);
         let last = loop {
-            let verdict = self.attempt(&call, pool, exchange, lost.is_some()).await;
-            if let Err(Error::Upstream(upstream::Error::Down)) = verdict {
-                // It opened meanwhile. What the attempt before met is the real error.
-                break last.unwrap_or(verdict);
+            let pass = match route.upstream.enter(self.proxy.clock.now()) {
+                Ok(pass) => pass,
+                // If it has opened meanwhile, what the attempt before met is the real error.
+                Err(down) => break last.unwrap_or(Err(Error::Upstream(down))),
+            };
+            if exchange.attempts.is_empty() {
+                route.budget.count_call();
             }
+            let verdict = self
+                .attempt(&call, pool, pass, exchange, lost.is_some())
+                .await;
             if !self.may_go_again(&call, &verdict, exchange, tell).await {
                 break verdict;
             }
@@ -208,6 +220,11 @@ impl Worker {
                 Outcome::Rejected
             }
         });
+        if leave == Leave::Trial && exchange.outcome == Outcome::NotSent {
+            self.proxy
+                .latches
+                .give_back(grant.account(), self.proxy.moment());
+        }
         verdict
     }
 
@@ -216,6 +233,7 @@ impl Worker {
         &self,
         call: &Call<'_>,
         pool: &Pool,
+        pass: Pass,
         exchange: &mut Exchange,
         lost: bool,
     ) -> Verdict {
@@ -240,7 +258,7 @@ impl Worker {
         exchange.outcome = Outcome::Unknown;
         let attempts = &Arc::clone(&exchange.progress).attempts;
         attempts.fetch_add(1, Ordering::AcqRel);
-        let sent = send::send(pool, &sent, deadline).await;
+        let sent = send::send(pool, pass, &sent, deadline).await;
         let verdict = sent.map_err(Error::Upstream).and_then(|answer| {
             let send::Answer {
                 status,
@@ -253,13 +271,10 @@ impl Worker {
         if !lost && matches!(&verdict, Err(error) if error.outcome() == Outcome::NotSent) {
             exchange.outcome = Outcome::NotSent;
         }
-        if matches!(verdict, Err(Error::Upstream(upstream::Error::Down))) {
-            // It wasn't one.
+        if matches!(verdict, Err(Error::Upstream(upstream::Error::Capacity))) {
+            // There was no connection to make it on.
             attempts.fetch_sub(1, Ordering::AcqRel);
             return verdict;
-        }
-        if exchange.attempts.is_empty() {
-            call.route.budget.count_call();
         }
         exchange.attempts.push(Attempt {
             upstream: settings.name.clone(),
@@ -280,11 +295,19 @@ impl Worker {
     /// What an answer says of the account's calls for the day.
     fn heed(&self, call: &Call<'_>, reply: &Reply, asked: Duration) {
         let (latches, account) = (&self.proxy.latches, call.grant.account());
-        if reply.verdict().class == Some(AnswerClass::QuotaExhausted) {
-            let rules = &call.route.rules.quota;
-            latches.close(account, asked, self.proxy.moment(), rules);
-        } else if call.leave == Leave::Trial {
-            latches.open(account);
+        match reply.verdict().class {
+            Some(AnswerClass::QuotaExhausted) => {
+                let rules = &call.route.rules.quota;
+                latches.close(account, asked, self.proxy.moment(), rules);
+            }
+            // That is asked before anybody counts calls.
+            Some(AnswerClass::Credential) => {}
+            Some(AnswerClass::Rejected | AnswerClass::Duplicate | AnswerClass::Transient)
+            | None => {
+                if call.leave == Leave::Trial {
+                    latches.open(account);
+                }
+            }
         }
     }
 

@@ -355,6 +355,9 @@ fn told(error: &Error) -> Told {
         Error::CallerTimeout => {
             not_sent(StatusCode::GATEWAY_TIMEOUT, "caller-timeout", error).later()
         }
+        Error::NoTimeLeft => not_sent(StatusCode::GATEWAY_TIMEOUT, "no-time-left", error)
+            .hint("send the body faster, or fewer calls at a time; the operator sets the limit (total_timeout)")
+            .later(),
         Error::Slots(refused) => busy(refused),
         Error::UsedUp(used_up) => not_sent(StatusCode::TOO_MANY_REQUESTS, "quota-used-up", error)
             .hint("wait for the vendor's midnight, or buy more calls: the gateway tries one now and then")
@@ -489,7 +492,7 @@ fn upstream(error: &upstream::Error) -> Told {
         upstream::Error::Down => told(StatusCode::SERVICE_UNAVAILABLE, "upstream-down")
             .hint("the gateway looks several times a second whether the host is back")
             .after(RETRY_SOON),
-        upstream::Error::Unsent(_) => told(StatusCode::BAD_GATEWAY, "upstream-connection-lost"),
+        upstream::Error::Unsent { .. } => told(StatusCode::BAD_GATEWAY, "upstream-connection-lost"),
         upstream::Error::Broken(_) => told(StatusCode::BAD_GATEWAY, "upstream-broken"),
         upstream::Error::Timeout(_) => told(StatusCode::GATEWAY_TIMEOUT, "upstream-timeout"),
         upstream::Error::TooLarge(_) => told(StatusCode::BAD_GATEWAY, "reply-too-large"),

@@ -58,10 +58,11 @@ impl Route {
     /// When the TLS library refuses the settings.
     pub fn new(settings: Settings, metrics: &Metrics) -> Result<Self, rustls::Error> {
         let name = settings.upstream.name.clone();
+        let slack = settings.upstream.connect_timeout;
         let labels = [name.as_str()];
         Ok(Self {
             rules: settings.rules,
-            budget: Budget::default(),
+            budget: Budget::new(slack),
             budget_refusals: metrics.retry_budget_refusals.with_label_values(&labels),
             upstream: Arc::new(Upstream::new(settings.upstream, metrics)?),
             in_flight: metrics.in_flight.with_label_values(&labels),

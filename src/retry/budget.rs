@@ -16,16 +16,17 @@ pub const RETRIES_MIN: usize = 10;
 /// Of this many calls at least, retries may be a share.
 pub const CALLS_MIN: u64 = 100;
 
-/// The time that the budget speaks of.
+/// The time that the promise speaks of.
 pub const WINDOW: Duration = Duration::from_secs(10);
 
 /// One upstream's budget, for all workers.
 ///
-/// Of any eleven retries in a row, the last is sent at least a hundred calls or more than ten seconds after the first. From that alone
+/// Of any eleven retries in a row, the last is allowed at least a hundred calls or more than ten seconds after the first. From that alone
 /// follows, for *any* ten seconds, not only those that end now: fewer than a hundred calls see at most ten retries, and a hundred or
 /// more see at most a fifth as many. No rule that knows nothing of the future can allow more and hold that.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Budget {
+    window: Duration,
     /// Calls, not counting retries.
     calls: AtomicU64,
     /// The last retries, at most [`RETRIES_MIN`]: when, and after how many calls.
@@ -33,7 +34,18 @@ pub struct Budget {
 }
 
 impl Budget {
-    /// Counts a call, at its first attempt.
+    /// A full one. `slack` is how long a retry may take from being allowed to reaching the host, so that those of two windows don't
+    /// arrive in one.
+    #[must_use]
+    pub fn new(slack: Duration) -> Self {
+        Self {
+            window: WINDOW + slack,
+            calls: AtomicU64::new(0),
+            retries: Mutex::default(),
+        }
+    }
+
+    /// Counts a call, before its first attempt is sent.
     pub fn count_call(&self) {
         self.calls.fetch_add(1, Ordering::Relaxed);
     }
@@ -64,7 +76,7 @@ impl Budget {
         }
         let calls = self.calls.load(Ordering::Relaxed);
         retries.front().is_none_or(|(sent, before)| {
-            now.duration_since(*sent) > WINDOW || calls - before >= CALLS_MIN
+            now.duration_since(*sent) > self.window || calls - before >= CALLS_MIN
         })
     }
 
@@ -90,7 +102,7 @@ mod tests {
 
     #[test]
     fn ten_retries_need_no_calls_and_the_next_one_needs_a_hundred_or_ten_seconds() {
-        let (budget, start) = (Budget::default(), now());
+        let (budget, start) = (Budget::new(Duration::ZERO), now());
         for _ in 0..RETRIES_MIN {
             assert!(budget.take(start));
         }
@@ -111,7 +123,7 @@ mod tests {
         /// X4, literally, over every window that begins or ends with an event.
         #[test]
         fn no_ten_seconds_see_more_retries_than_promised(events in prop::collection::vec((0..400_u64, 0..3_u32), 1..600)) {
-            let (budget, start) = (Budget::default(), now());
+            let (budget, start) = (Budget::new(Duration::ZERO), now());
             let mut at = Duration::ZERO;
             let mut sent = Vec::new();
             for (pause, kind) in events {

@@ -6,6 +6,8 @@ use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::MutexGuard;
 use std::sync::PoisonError;
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use prometheus::IntCounter;
@@ -62,14 +64,16 @@ pub struct Breaker {
     inner: Mutex<Inner>,
     /// Rings when it opens.
     opened: Notify,
+    falls: AtomicU64,
     gauge: IntGauge,
     opens: IntCounter,
 }
 
 struct Inner {
     state: State,
-    /// A call is under way that decides.
-    trial: bool,
+    /// The last call that was let through to decide, and when.
+    trial: Option<(u64, Instant)>,
+    trials: u64,
     /// Rises with each change, so that what began before one doesn't count after it.
     era: u64,
     in_a_row: u32,
@@ -89,13 +93,17 @@ struct Slice {
 /// The window moves in tenths.
 const SLICES: u32 = 10;
 
+/// A trial that hasn't decided by then doesn't keep the next one waiting: it may hang in a host that has recovered since.
+const TRIAL_WAIT: Duration = Duration::from_millis(500);
+
 /// Leave to make one attempt. Its result is told, or it says nothing of the host.
 #[must_use]
 pub struct Pass {
     breaker: Arc<Breaker>,
     era: u64,
     began: Instant,
-    trial: bool,
+    /// Its number, if it decides.
+    trial: Option<u64>,
     told: bool,
 }
 
@@ -109,7 +117,8 @@ impl Breaker {
             rules,
             inner: Mutex::new(Inner {
                 state: State::Closed,
-                trial: false,
+                trial: None,
+                trials: 0,
                 era: 0,
                 in_a_row: 0,
                 last_success: None,
@@ -117,6 +126,7 @@ impl Breaker {
                 since: None,
             }),
             opened: Notify::new(),
+            falls: AtomicU64::new(0),
             gauge,
             opens,
         }
@@ -135,11 +145,19 @@ impl Breaker {
     pub fn enter(self: &Arc<Self>, now: Instant) -> Result<Pass, Open> {
         let mut inner = self.inner();
         let trial = match inner.state {
-            State::Closed => false,
-            State::HalfOpen if !inner.trial => true,
-            State::HalfOpen | State::Open => return Err(Open),
+            State::Closed => None,
+            State::Open => return Err(Open),
+            State::HalfOpen => {
+                let deciding =
+                    |(_, since): &(u64, Instant)| now.duration_since(*since) < TRIAL_WAIT;
+                if inner.trial.as_ref().is_some_and(deciding) {
+                    return Err(Open);
+                }
+                inner.trials += 1;
+                inner.trial = Some((inner.trials, now));
+                Some(inner.trials)
+            }
         };
-        inner.trial = trial;
         Ok(Pass {
             breaker: Arc::clone(self),
             era: inner.era,
@@ -147,6 +165,12 @@ impl Breaker {
             trial,
             told: false,
         })
+    }
+
+    /// Rises each time that the host is found to be down. A connection of an earlier count may lead to what is no more.
+    #[must_use]
+    pub fn falls(&self) -> u64 {
+        self.falls.load(Ordering::Acquire)
     }
 
     /// Waits until it's open.
@@ -175,17 +199,22 @@ impl Breaker {
             // It began before the breaker changed, and says nothing of what is now.
             return;
         }
-        if pass.trial {
-            inner.trial = false;
+        if let Some(number) = pass.trial {
+            let latest = inner.trial.is_some_and(|(latest, _)| latest == number);
+            if latest {
+                inner.trial = None;
+            }
             match health {
                 Health::Well => {
                     self.change(&mut inner, State::Closed);
                     let down = inner.since.take().map(|since| now.duration_since(since));
                     tracing::info!(upstream = %self.name, down_seconds = down.map(|down| down.as_secs_f64()), "the upstream is back");
                 }
-                Health::Ill => self.open(&mut inner, now, "the call that tried it failed"),
-                // The next call tries.
-                Health::Unknown => {}
+                Health::Ill if latest => {
+                    self.open(&mut inner, now, "the call that tried it failed");
+                }
+                // A later one decides.
+                Health::Ill | Health::Unknown => {}
             }
             return;
         }
@@ -218,13 +247,14 @@ impl Breaker {
             tracing::warn!(upstream = %self.name, why, "the upstream is held to be down: calls to it are refused until it's back");
         }
         self.change(inner, State::Open);
+        self.falls.fetch_add(1, Ordering::AcqRel);
         self.opened.notify_waiters();
     }
 
     fn change(&self, inner: &mut Inner, state: State) {
         inner.state = state;
         inner.era += 1;
-        inner.trial = false;
+        inner.trial = None;
         inner.in_a_row = 0;
         inner.slices.clear();
         self.gauge.set(match state {
@@ -287,11 +317,9 @@ impl Pass {
 impl Drop for Pass {
     fn drop(&mut self) {
         // An attempt that ended without a word must not hold the one place there is.
-        if !self.told && self.trial {
-            let mut inner = self.breaker.inner();
-            if inner.era == self.era {
-                inner.trial = false;
-            }
+        if !self.told && self.trial.is_some() {
+            let breaker = Arc::clone(&self.breaker);
+            breaker.record(self, Health::Unknown, self.began);
         }
     }
 }
@@ -427,6 +455,27 @@ mod tests {
         assert_eq!(bench.breaker.gauge.get(), 0);
         // It counts from nothing.
         assert_eq!(bench.attempt(Health::Ill), State::Closed);
+    }
+
+    #[test]
+    fn a_trial_that_hangs_does_not_keep_the_next_one_waiting() {
+        let mut bench = Bench::new();
+        for _ in 0..3 {
+            let _ = bench.attempt(Health::Ill);
+        }
+        bench.breaker.half_open();
+        let hung = bench.breaker.enter(bench.now).expect("one may try");
+        bench.now += Duration::from_millis(499);
+        assert_eq!(bench.breaker.enter(bench.now).err(), Some(Open));
+        bench.now += Duration::from_millis(1);
+        let next = bench.breaker.enter(bench.now).expect("another one");
+        // The first one's failure says nothing any more; its success would.
+        hung.tell(Health::Ill, bench.now);
+        assert_eq!(bench.breaker.state(), State::HalfOpen);
+        assert_eq!(bench.breaker.enter(bench.now).err(), Some(Open));
+        next.tell(Health::Well, bench.now);
+        assert_eq!(bench.breaker.state(), State::Closed);
+        assert_eq!(bench.breaker.falls(), 1);
     }
 
     #[test]

@@ -55,14 +55,15 @@ pub(super) fn tls(
 }
 
 /// Resolves the name anew, and tries each address in turn: each has an equal share of the time that is left, so that one that
-/// swallows packets doesn't hide the next.
+/// swallows packets doesn't hide the next. `first` says with which one to begin.
 pub(super) async fn connect(
     upstream: &Upstream,
     clock: &Clock,
     deadline: Instant,
+    first: usize,
 ) -> Result<(Wire, Socket), Error> {
     let resolved = timeout_at(deadline, addresses(&upstream.settings)).await;
-    let addresses = resolved
+    let mut addresses = resolved
         .map_err(|_| Error::ConnectTimeout)?
         .map_err(Error::Resolve)?;
     let mut last = Error::Resolve(io::Error::new(
@@ -70,6 +71,7 @@ pub(super) async fn connect(
         "the name has no address",
     ));
     let count = addresses.len();
+    addresses.rotate_left(first % count.max(1));
     for (number, address) in addresses.into_iter().enumerate() {
         let now = clock.now();
         let share = deadline

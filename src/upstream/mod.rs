@@ -24,6 +24,7 @@ use rustls::RootCertStore;
 use rustls::pki_types::ServerName;
 use tokio::sync::Notify;
 use tokio::sync::Semaphore;
+use tokio::time::Instant;
 use tokio_rustls::TlsConnector;
 
 use crate::name::UpstreamName;
@@ -31,6 +32,7 @@ use crate::observe::metrics::Metrics;
 use crate::outcome::Left;
 use crate::upstream::breaker::Breaker;
 use crate::upstream::breaker::Health;
+use crate::upstream::breaker::Pass;
 use crate::upstream::breaker::State;
 
 /// What configuration says of one host.
@@ -208,6 +210,14 @@ impl Upstream {
         self.breaker.state() == State::Open
     }
 
+    /// Leave to make one attempt.
+    ///
+    /// # Errors
+    /// [`Error::Down`] while it's held to be down.
+    pub fn enter(&self, now: Instant) -> Result<Pass, Error> {
+        self.breaker.enter(now).map_err(|breaker::Open| Error::Down)
+    }
+
     fn count_probe(&self, reached: bool) {
         self.probes[usize::from(reached)].inc();
     }
@@ -236,7 +246,13 @@ pub enum Error {
     Down,
     /// The connection had gone before the request was written.
     #[error("the connection had gone before the request was sent")]
-    Unsent(#[source] hyper::Error),
+    Unsent {
+        /// What hyper met.
+        #[source]
+        cause: hyper::Error,
+        /// It had carried a call before.
+        reused: bool,
+    },
     /// The connection broke.
     #[error("the connection broke before the reply was whole")]
     Broken(#[source] hyper::Error),
@@ -259,7 +275,7 @@ impl Error {
             | Self::ConnectTimeout
             | Self::Capacity
             | Self::Down
-            | Self::Unsent(_) => Left::Nothing,
+            | Self::Unsent { .. } => Left::Nothing,
             Self::Timeout(left) => *left,
             Self::Broken(_) | Self::TooLarge(_) => Left::Perhaps,
         }
@@ -273,11 +289,15 @@ impl Error {
             | Self::Tls(_)
             | Self::ConnectTimeout
             | Self::Broken(_)
-            | Self::Timeout(_) => Health::Ill,
+            | Self::Unsent { reused: false, .. }
+            | Self::Timeout(Left::Perhaps) => Health::Ill,
             // It did answer.
             Self::TooLarge(_) => Health::Well,
             // Ours, or an idle connection's end.
-            Self::Capacity | Self::Down | Self::Unsent(_) => Health::Unknown,
+            Self::Capacity
+            | Self::Down
+            | Self::Unsent { reused: true, .. }
+            | Self::Timeout(Left::Nothing) => Health::Unknown,
         }
     }
 
@@ -291,7 +311,7 @@ impl Error {
             Self::ConnectTimeout => "connect-timeout",
             Self::Capacity => "capacity",
             Self::Down => "down",
-            Self::Unsent(_) => "unsent",
+            Self::Unsent { .. } => "unsent",
             Self::Broken(_) => "broken",
             Self::Timeout(_) => "timeout",
             Self::TooLarge(_) => "too-large",

@@ -54,6 +54,10 @@ pub struct Pool {
 pub(super) struct Connection {
     pub(super) sender: SendRequest<Full<Bytes>>,
     pub(super) accepted: Accepted,
+    /// It has carried a call.
+    pub(super) reused: bool,
+    /// How often the host had been found to be down when this was opened.
+    falls: u64,
     socket: Socket,
     driver: AbortHandle,
     born: Instant,
@@ -107,7 +111,7 @@ impl Pool {
         let wanted = self.upstream.waiting.load(Ordering::Acquire)
             > self.waiting_here.load(Ordering::Acquire);
         self.idle()
-            .retain(|connection| !wanted && self.is_young(connection));
+            .retain(|connection| !wanted && self.is_usable(connection));
     }
 
     /// Rings when a worker starts to wait for a connection.
@@ -156,6 +160,7 @@ impl Pool {
             return;
         }
         connection.idle_since = self.clock.now();
+        connection.reused = true;
         self.idle().push(connection);
         if waiting_here > 0 {
             self.returned.notify_one();
@@ -167,7 +172,7 @@ impl Pool {
         loop {
             let mut connection = self.idle().pop()?;
             if connection.sender.is_closed()
-                || !self.is_young(&connection)
+                || !self.is_usable(&connection)
                 || !connection.socket.is_quiet()
             {
                 continue;
@@ -179,10 +184,12 @@ impl Pool {
         }
     }
 
-    fn is_young(&self, connection: &Connection) -> bool {
+    fn is_usable(&self, connection: &Connection) -> bool {
         let settings = self.upstream.settings();
         let now = self.clock.now();
-        now.duration_since(connection.idle_since) < settings.idle_timeout
+        // What leads to a host that was found to be down may be dead, though nothing shows it yet.
+        connection.falls == self.upstream.breaker.falls()
+            && now.duration_since(connection.idle_since) < settings.idle_timeout
             && now.duration_since(connection.born) < settings.connection_age_max
     }
 
@@ -192,14 +199,18 @@ impl Pool {
         deadline: Instant,
     ) -> Result<Connection, Error> {
         let deadline = deadline.min(self.clock.now() + self.upstream.settings().connect_timeout);
-        let (wire, socket) = connect(&self.upstream, &self.clock, deadline).await?;
+        let falls = self.upstream.breaker.falls();
+        let (wire, socket) = connect(&self.upstream, &self.clock, deadline, 0).await?;
         let accepted = wire.accepted();
         // One buffer a write; header names as the vendor's own clients send them don't matter (contract, section 2).
         let handshake = http1::Builder::new()
             .max_buf_size(HEAD_BYTES_MAX)
             .writev(false)
             .handshake(TokioIo::new(wire));
-        let (sender, driver) = handshake.await.map_err(Error::Unsent)?;
+        let (sender, driver) = handshake.await.map_err(|cause| Error::Unsent {
+            cause,
+            reused: false,
+        })?;
         self.upstream.opened.inc();
         self.upstream.open.inc();
         let open = Open(self.upstream.open.clone());
@@ -213,6 +224,8 @@ impl Pool {
         Ok(Connection {
             sender,
             accepted,
+            reused: false,
+            falls,
             socket,
             driver: driver.abort_handle(),
             born: now,

@@ -26,13 +26,14 @@ pub async fn run(upstream: Arc<Upstream>, clock: Clock) {
     loop {
         upstream.breaker.opened().await;
         let mut probes = JoinSet::new();
-        let mut next = clock.now() + pause();
+        let (mut next, mut number) = (clock.now() + pause(), 0);
         while upstream.breaker.state() == State::Open {
             tokio::select! {
                 () = sleep_until(next) => {
                     next = clock.now() + pause();
                     if probes.len() < PROBES_MAX {
-                        probes.spawn(probe(Arc::clone(&upstream), clock.clone()));
+                        probes.spawn(probe(Arc::clone(&upstream), clock.clone(), number));
+                        number += 1;
                     }
                 }
                 Some(probe) = probes.join_next() => {
@@ -48,9 +49,10 @@ pub async fn run(upstream: Arc<Upstream>, clock: Clock) {
     }
 }
 
-async fn probe(upstream: Arc<Upstream>, clock: Clock) -> bool {
+/// Of several addresses each begins with another: one that is dead hides none that is well.
+async fn probe(upstream: Arc<Upstream>, clock: Clock, number: usize) -> bool {
     let deadline = clock.now() + TIMEOUT;
-    connect(&upstream, &clock, deadline).await.is_ok()
+    connect(&upstream, &clock, deadline, number).await.is_ok()
 }
 
 /// With jitter, so that gateways that saw a host go don't all knock at once.

@@ -21,8 +21,8 @@ use crate::operation::OperationName;
 use crate::outcome::Left;
 use crate::sign::SignedBody;
 use crate::upstream::Error;
-use crate::upstream::breaker;
 use crate::upstream::breaker::Health;
+use crate::upstream::breaker::Pass;
 use crate::upstream::pool::Connection;
 use crate::upstream::pool::Pool;
 
@@ -48,13 +48,17 @@ pub struct Answer {
     pub body: Bytes,
 }
 
-/// Sends a call, and reads the whole reply. Exactly one attempt: nothing is sent twice, and no redirect is followed.
+/// Sends a call, and reads the whole reply. Exactly one attempt: nothing is sent twice, and no redirect is followed. `pass` hears what
+/// it says of the host.
 ///
 /// # Errors
 /// When no whole reply came; the error says what may have left.
-pub async fn send(pool: &Pool, call: &Call<'_>, deadline: Instant) -> Result<Answer, Error> {
-    let pass = pool.upstream().breaker.enter(pool.now());
-    let pass = pass.map_err(|breaker::Open| Error::Down)?;
+pub async fn send(
+    pool: &Pool,
+    pass: Pass,
+    call: &Call<'_>,
+    deadline: Instant,
+) -> Result<Answer, Error> {
     let sent = attempt(pool, call, deadline).await;
     let health = sent.as_ref().map_or_else(Error::health, |_| Health::Well);
     pass.tell(health, pool.now());
@@ -92,11 +96,12 @@ async fn attempt(pool: &Pool, call: &Call<'_>, deadline: Instant) -> Result<Answ
 
 /// The second proof: not one byte was accepted since the request was handed over.
 fn unless_unsent(connection: Connection, before: u64, error: Error) -> Error {
-    let accepted = connection.accepted.clone();
+    let (accepted, reused) = (connection.accepted.clone(), connection.reused);
     // The driver shares this thread, so that it can't be writing now; and once cut it never writes again.
     connection.cut();
     match error {
-        Error::Broken(cause) if accepted.count() == before => Error::Unsent(cause),
+        Error::Broken(cause) if accepted.count() == before => Error::Unsent { cause, reused },
+        Error::Unsent { cause, .. } => Error::Unsent { cause, reused },
         Error::Timeout(_) if accepted.count() == before => Error::Timeout(Left::Nothing),
         other => other,
     }
@@ -115,7 +120,10 @@ async fn exchange(
             // The first proof: the request was handed back.
             let handed_back = error.take_message().is_some();
             if handed_back {
-                Error::Unsent(error.into_error())
+                Error::Unsent {
+                    cause: error.into_error(),
+                    reused: true,
+                }
             } else {
                 Error::Broken(error.into_error())
             }
@@ -270,7 +278,9 @@ mod tests {
             stamp: clock.stamp(),
         };
         let deadline = clock.now() + Duration::from_secs(5);
-        send(pool, &call, deadline).await.map(|answer| answer.body)
+        let pass = pool.upstream().enter(clock.now())?;
+        let sent = send(pool, pass, &call, deadline).await;
+        sent.map(|answer| answer.body)
     }
 
     /// Nothing is awaited between the host's close and the next call, so that the connection's driver can't have seen it.
@@ -329,10 +339,9 @@ mod tests {
                 stamp: clock.stamp(),
             };
             let deadline = clock.now() + Duration::from_secs(5);
-            assert_eq!(
-                send(&pool, &call, deadline).await.expect("its answer").body,
-                BODY
-            );
+            let pass = pool.upstream().enter(clock.now()).expect("closed");
+            let sent = send(&pool, pass, &call, deadline).await;
+            assert_eq!(sent.expect("its answer").body, BODY);
         }
         for _ in 0..3 {
             // Each came on a connection of its own; the host hands it over once it has answered.
