@@ -201,7 +201,7 @@ pub const KEYS: &[Key] = &[
         "upstreams.*.attempt_timeout",
         Kind::Duration(MS, HOUR),
         Fallback::Value(r#""20s""#),
-        "One attempt of a read. A write's one attempt has all the time that is left.",
+        "One attempt of what may be sent again: a read, or a write with repeat = \"identical-bytes\". Any other write's attempt has all the time that is left.",
     ),
     key(
         "upstreams.*.total_timeout",
