@@ -68,72 +68,23 @@ impl Error {
     /// What happened to the call.
     #[must_use]
     pub fn outcome(&self) -> Outcome {
-        match self {
-            Self::Identity(_)
-            | Self::Policy(_)
-            | Self::Payload(_)
-            | Self::IdempotencyKey
-            | Self::BadTimeout
-            | Self::CallerTimeout
-            | Self::NoTimeLeft
-            | Self::Slots(_)
-            | Self::UsedUp(_)
-            | Self::NoUpstream => Outcome::NotSent,
-            Self::Upstream(error) => match error.left() {
-                Left::Nothing => Outcome::NotSent,
-                Left::Perhaps => Outcome::Unknown,
-            },
-            Self::Reply(reply::Error::Refused(..)) => Outcome::Rejected,
-            Self::Reply(
-                reply::Error::Status(..) | reply::Error::Encoding(_) | reply::Error::NotAnAnswer(_),
-            ) => Outcome::Unknown,
-        }
+        self.nature().0
     }
 
     /// What it means for another attempt.
     #[must_use]
     pub fn failure(&self) -> Failure {
-        match self {
-            Self::Identity(_)
-            | Self::Policy(_)
-            | Self::Payload(_)
-            | Self::IdempotencyKey
-            | Self::BadTimeout
-            | Self::CallerTimeout
-            | Self::NoTimeLeft
-            | Self::Slots(_)
-            | Self::UsedUp(_)
-            | Self::NoUpstream
-            // Both are an answer to one call too many.
-            | Self::Upstream(upstream::Error::Capacity | upstream::Error::Down)
-            // It would be too large again.
-            | Self::Upstream(upstream::Error::TooLarge(_)) => Failure::Final,
-            Self::Upstream(error) => match error.left() {
-                Left::Nothing => Failure::Unsent,
-                Left::Perhaps => Failure::Lost,
-            },
-            Self::Reply(reply::Error::Refused(StatusCode::TOO_MANY_REQUESTS, Some(_))) => {
-                Failure::NotNow
-            }
-            Self::Reply(reply::Error::Status(
-                StatusCode::BAD_GATEWAY
-                | StatusCode::SERVICE_UNAVAILABLE
-                | StatusCode::GATEWAY_TIMEOUT,
-                _,
-            )) => Failure::Lost,
-            Self::Reply(reply::Error::Refused(..) | reply::Error::Status(..)) => Failure::Final,
-            Self::Reply(reply::Error::Encoding(_) | reply::Error::NotAnAnswer(_)) => Failure::Lost,
-        }
+        self.nature().1
     }
 
     /// The `result` label of an attempt that ended so.
     #[must_use]
     pub fn label(&self) -> &'static str {
+        self.nature().2
+    }
+
+    fn nature(&self) -> (Outcome, Failure, &'static str) {
         match self {
-            Self::Upstream(error) => error.label(),
-            Self::Reply(reply::Error::Refused(..)) => "refused",
-            Self::Reply(reply::Error::Status(..)) => "status",
-            Self::Reply(reply::Error::Encoding(_) | reply::Error::NotAnAnswer(_)) => "unreadable",
             Self::Identity(_)
             | Self::Policy(_)
             | Self::Payload(_)
@@ -143,7 +94,44 @@ impl Error {
             | Self::NoTimeLeft
             | Self::Slots(_)
             | Self::UsedUp(_)
-            | Self::NoUpstream => "none",
+            | Self::NoUpstream => (Outcome::NotSent, Failure::Final, "none"),
+            Self::Upstream(error) => {
+                let (outcome, failure) = match (error, error.left()) {
+                    // An answer to one call too many, or one that would be too large again.
+                    (upstream::Error::Capacity | upstream::Error::Down, _) => {
+                        (Outcome::NotSent, Failure::Final)
+                    }
+                    (upstream::Error::TooLarge(_), _) => (Outcome::Unknown, Failure::Final),
+                    (_, Left::Nothing) => (Outcome::NotSent, Failure::Unsent),
+                    (_, Left::Perhaps) => (Outcome::Unknown, Failure::Lost),
+                };
+                (outcome, failure, error.label())
+            }
+            Self::Reply(reply::Error::Refused(status, after)) => {
+                let later = *status == StatusCode::TOO_MANY_REQUESTS && after.is_some();
+                let failure = if later {
+                    Failure::NotNow
+                } else {
+                    Failure::Final
+                };
+                (Outcome::Rejected, failure, "refused")
+            }
+            Self::Reply(reply::Error::Status(status, _)) => {
+                let passes = [
+                    StatusCode::BAD_GATEWAY,
+                    StatusCode::SERVICE_UNAVAILABLE,
+                    StatusCode::GATEWAY_TIMEOUT,
+                ];
+                let failure = if passes.contains(status) {
+                    Failure::Lost
+                } else {
+                    Failure::Final
+                };
+                (Outcome::Unknown, failure, "status")
+            }
+            Self::Reply(reply::Error::Encoding(_) | reply::Error::NotAnAnswer(_)) => {
+                (Outcome::Unknown, Failure::Lost, "unreadable")
+            }
         }
     }
 
