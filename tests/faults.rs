@@ -841,6 +841,42 @@ async fn a_caller_that_vanishes_in_the_middle_of_a_write_does_not_end_it() {
     }
 }
 
+/// Each call is charged, and nobody would hear what comes of this one.
+#[tokio::test]
+async fn a_read_that_nobody_waits_for_is_not_sent_again() {
+    let pki = Pki::new();
+    let gate = Arc::new(Semaphore::new(0));
+    let held = Arc::clone(&gate);
+    let upstream = Upstream::scripted(&pki, move |_| {
+        let gate = Arc::clone(&held);
+        Act::Later(Box::pin(async move {
+            gate.acquire().await.unwrap().forget();
+            "<html>".into()
+        }))
+    })
+    .await;
+    for (number, wait) in ["gives up", "leaves"].into_iter().enumerate() {
+        let gateway = gateway(&pki, &upstream, "").await;
+        let client = gateway.client(&pki);
+        let call = tokio::spawn(async move {
+            let headers: &[_] = if wait == "leaves" { &[] } else { &GAVE_UP };
+            client
+                .call_with("customerOpenApi/queryByUid", headers, "{}")
+                .await
+        });
+        upstream.arrived(number + 1).await;
+        if wait == "leaves" {
+            call.abort();
+        }
+        let _ = call.await;
+        // The gateway knows that a caller has left only when it looks, which it does before another attempt.
+        gate.add_permits(1);
+        let event = gateway.event(|event| event["outcome"] == "unknown").await;
+        assert_eq!(event["attempts"], 1, "{event}");
+        assert_eq!(upstream.seen().len(), number + 1, "{wait}");
+    }
+}
+
 #[tokio::test]
 async fn a_drain_waits_for_a_write_that_nobody_waits_for() {
     let pki = Pki::new();

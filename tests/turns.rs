@@ -197,3 +197,50 @@ async fn a_place_is_taken_only_once_the_body_is_whole() {
     }
     assert_eq!(gateway.client(&pki).call(READ, "{}").await.status, 200);
 }
+
+/// What will be refused anyway doesn't wait for its turn first, and doesn't take one.
+#[tokio::test]
+async fn an_account_without_calls_does_not_wait_for_a_turn() {
+    const USED_UP: &str =
+        r#"{"status":"error","messages":["您已用完当日请求量"],"errorCode":null}"#;
+    let pki = Pki::new();
+    let gate = Arc::new(Semaphore::new(0));
+    let held = Arc::clone(&gate);
+    let upstream = Upstream::scripted(&pki, move |seen| {
+        if seen.text().contains("abcdefghijklmn") {
+            return Act::ok(USED_UP);
+        }
+        let gate = Arc::clone(&held);
+        Act::Later(Box::pin(async move {
+            gate.acquire().await.unwrap().forget();
+            SUCCESS.into()
+        }))
+    })
+    .await;
+    let gateway = started(
+        &pki,
+        &upstream,
+        "in_flight_max = 1\nqueue_timeout = \"1h\"\n",
+        "",
+    )
+    .await;
+    let client = gateway.client(&pki);
+    assert_eq!(
+        client
+            .call(READ, "{}")
+            .await
+            .header("kybio-gateway-outcome"),
+        "rejected"
+    );
+    let till = Arc::new(gateway.client_with(&pki, &pki.caller(TILL)));
+    let sale = spawn(&till, "{}".to_owned());
+    upstream.arrived(2).await;
+    // The only place is taken until the gate opens, which it does only after this.
+    assert_eq!(
+        client.call(READ, "{}").await.refusal().1,
+        "quota-used-up",
+        "at once"
+    );
+    gate.add_permits(1);
+    assert_eq!(sale.await.unwrap().status, 200);
+}
