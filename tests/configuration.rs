@@ -294,9 +294,9 @@ const FAULTS: &[(&str, &str, &str, &[&str])] = &[
     ),
     (
         "[runtime]",
-        "[answers.busy]\nmatch = [\"5010\", \"\"]\nclass = \"transient\"\n[runtime]",
+        "[answers.busy]\nmatch = [\"5010\", \" \"]\nclass = \"transient\"\n[runtime]",
         "match",
-        &["an empty text is part of every message"],
+        &["a blank text says nothing"],
     ),
     (
         "[runtime]",
@@ -305,10 +305,52 @@ const FAULTS: &[(&str, &str, &str, &[&str])] = &[
         &["one of \"rejected\", \"duplicate\", \"quota-exhausted\", \"credential\", \"transient\""],
     ),
     (
+        "[runtime]",
+        "[answers.one]\nmatch = [\"5010\"]\nclass = \"transient\"\n[answers.two]\nmatch = [\"5010\"]\nclass = \"rejected\"\n[runtime]",
+        "match",
+        &["\"5010\" has another class in another [answers.*]"],
+    ),
+    (
+        "[runtime]",
+        "[answers]\nmatch = [\"5010\"]\n[runtime]",
+        "match",
+        &["write it in a table with a name of its own: [answers.name]"],
+    ),
+    (
+        "[runtime]",
+        "[operations.\"customerOpenApi/add\"]\nlookup = \"customerOpenApi/nope\"\n[runtime]",
+        "lookup",
+        &["is no read that there is"],
+    ),
+    (
+        "[runtime]",
+        "[operations.\"customerOpenApi/add\"]\nlookup = \"customerOpenApi/updateBaseInfo\"\n[runtime]",
+        "lookup",
+        &["is no read that there is"],
+    ),
+    (
+        "base_url =",
+        "backoff_min = \"2s\"\nbase_url =",
+        "backoff_min",
+        &["is longer than backoff_max"],
+    ),
+    (
+        "base_url =",
+        "in_flight_max = 101\nbase_url =",
+        "in_flight_max",
+        &["is more than connections_max"],
+    ),
+    (
+        "pospal-api2\"",
+        "pospal-api2/openapi/v1\"",
+        "base_url",
+        &["leave /openapi/v1 out"],
+    ),
+    (
         "base_url =",
         "utc_offset = \"8\"\nbase_url =",
         "utc_offset",
-        &["upstreams.kybio.utc_offset: write it as \"+08:00\""],
+        &["upstreams.kybio.utc_offset: write the hours and minutes before UTC as \"+08:00\""],
     ),
     (
         "[runtime]",

@@ -263,7 +263,15 @@ impl Builder<'_> {
                     window: checked.duration(&key("breaker_window")),
                 },
             };
+            if checked.duration(&key("backoff_min")) > checked.duration(&key("backoff_max")) {
+                self.fault(&key("backoff_min"), "is longer than backoff_max");
+            }
             let in_flight_max = checked.number(&key("in_flight_max"));
+            if in_flight_max.is_some_and(|max| {
+                usize::try_from(max).is_ok_and(|max| max > settings.connections_max)
+            }) {
+                self.fault(&key("in_flight_max"), "is more than connections_max: those beyond would wait for a connection while their time runs");
+            }
             let rules = route::Rules {
                 retry: retry::Rules {
                     attempts_max: checked.small(&key("attempts_max")),
@@ -360,6 +368,17 @@ impl Builder<'_> {
                 );
             }
         }
+        for written in checked.names("operations") {
+            let key = ["operations", written, "lookup"];
+            let lookup = checked.text(&key).map(|lookup| catalogue.get(lookup));
+            if lookup.is_some_and(|lookup| lookup.is_none_or(|found| found.class != Class::Read)) {
+                self.fault_with_hint(
+                    &key,
+                    "is no read that there is",
+                    "name the operation that shows whether the write took effect",
+                );
+            }
+        }
         catalogue.know(self.answers());
         catalogue
     }
@@ -375,16 +394,33 @@ impl Builder<'_> {
                 self.fault(&key("match"), "the list is empty: no answer would fit");
             }
             for text in checked.texts(&key("match")) {
-                if text.is_empty() {
-                    self.fault(&key("match"), "an empty text is part of every message");
+                if text.trim().is_empty() {
+                    self.fault(
+                        &key("match"),
+                        "a blank text says nothing: it may be part of any message",
+                    );
                 }
                 let code = text.parse().ok();
                 let message = code.is_none().then(|| text.clone());
-                answers.extend(class.map(|class| Answer {
+                let Some(class) = class else { continue };
+                let answer = Answer {
                     code,
                     message,
                     class,
-                }));
+                };
+                let same = |other: &&Answer| {
+                    (other.code, &other.message) == (answer.code, &answer.message)
+                };
+                if answers
+                    .iter()
+                    .any(|other| same(&other) && other.class != class)
+                {
+                    self.fault(
+                        &key("match"),
+                        format!("{text:?} has another class in another [answers.*]"),
+                    );
+                }
+                answers.push(answer);
             }
         }
         answers
@@ -642,7 +678,7 @@ fn utc_offset(text: &str) -> Result<i32, String> {
         };
         Some(sign * (number(hours, 14)? * 3_600 + number(minutes, 59)? * 60))
     };
-    seconds().ok_or_else(|| "write it as \"+08:00\"".to_owned())
+    seconds().ok_or_else(|| "write the hours and minutes before UTC as \"+08:00\", after it as \"-05:00\"; at most 14 hours".to_owned())
 }
 
 fn nearest(text: &str, catalogue: &Catalogue) -> Option<OperationName> {

@@ -77,7 +77,16 @@ impl<'a> Checked<'a> {
                         path,
                         value,
                         message,
-                        Some(format!("write [{}]", dotted(path))),
+                        Some(
+                            if path.len() == 2 && NAMED_TABLES.contains(&path[0].as_str()) {
+                                format!(
+                                    "write it in a table with a name of its own: [{}.name]",
+                                    path[0]
+                                )
+                            } else {
+                                format!("write [{}]", dotted(path))
+                            },
+                        ),
                     ));
                 }
                 (Found::Nothing, value) => {

@@ -267,7 +267,7 @@ pub const KEYS: &[Key] = &[
         "upstreams.*.breaker_failures",
         Kind::Integer(1, 10_000),
         Fallback::Value("10"),
-        "So many attempts that fail in a row, by connection or by time, open the breaker: calls are refused until the host is back.",
+        "So many attempts that fail in a row open the breaker: calls are refused until the host is back. An attempt fails by its connection or by time; whatever is answered, an HTTP 503 too, is no failure.",
     ),
     key(
         "upstreams.*.breaker_percent",
@@ -430,7 +430,7 @@ pub const KEYS: &[Key] = &[
             "transient",
         ]),
         Fallback::Required(r#""transient""#),
-        "What it means: transient repeats a read, quota-exhausted refuses the account's calls until midnight.",
+        "What it means. transient: may pass later, and a read is tried again. quota-exhausted: the account's calls are refused here until midnight, but for trials. duplicate: already there; see repeat. credential: appId or signature not accepted. rejected: an ordinary no.",
     ),
     key(
         "log.format",

@@ -124,7 +124,7 @@ pub(super) fn from_value(key: &Key, value: &Value) -> Result<Data, String> {
                 .collect::<Option<Vec<_>>>();
             list(
                 key,
-                texts.ok_or("a list of texts is wanted, but one of its items is something else")?,
+                texts.ok_or("a list of texts is wanted, but one of its items is something else: write each in quotes")?,
             )
         }
         (kind, value) => {

@@ -83,6 +83,9 @@ pub enum BadUrl {
     /// What follows the host isn't a port.
     #[error("the port must be 1 to 65535")]
     Port,
+    /// It has the part that's appended.
+    #[error("leave /openapi/v1 out: it's appended for each operation")]
+    Path,
     /// Signed bodies in plain text over a network.
     #[error("http:// is for this machine alone (127.0.0.1, [::1], localhost): use https://")]
     PlainText,
@@ -125,12 +128,16 @@ impl BaseUrl {
             return Err(BadUrl::PlainText);
         }
         ServerName::try_from(host).map_err(|_| BadUrl::Form)?;
+        let path = uri.path().trim_end_matches('/');
+        if path.to_ascii_lowercase().ends_with("/openapi/v1") {
+            return Err(BadUrl::Path);
+        }
         Ok(Self {
             tls,
             host: host.into(),
             port,
             authority: HeaderValue::from_str(authority.as_str()).map_err(|_| BadUrl::Form)?,
-            path: uri.path().trim_end_matches('/').into(),
+            path: path.into(),
         })
     }
 
@@ -358,6 +365,10 @@ mod tests {
                 Err(BadUrl::Port),
             );
         }
+        check(
+            "https://area1.example.com/pospal-api2/openapi/v1/",
+            Err(BadUrl::Path),
+        );
         check("https://[area1.example.com]", Err(BadUrl::Form));
         check("http://127.0.0.1.example.com", Err(BadUrl::PlainText));
         for bad in [
