@@ -8,6 +8,7 @@ use std::sync::PoisonError;
 use std::sync::atomic::AtomicUsize;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
+use std::time::SystemTime;
 
 use prometheus::IntGauge;
 use tokio::time::Instant;
@@ -162,7 +163,8 @@ impl Latches {
         self.count.store(latches.len(), Ordering::Release);
         drop(latches);
         if fresh {
-            tracing::warn!(account = %account.name, seconds = (until - now.wall).as_secs(), "the account's calls for today are used up: its calls are refused until the vendor's midnight, but for a trial now and then");
+            let until = humantime::format_rfc3339_seconds(SystemTime::UNIX_EPOCH + until);
+            tracing::warn!(account = %account.name, %until, next_trial_seconds = (next_trial - now.monotonic).as_secs(), "the account's calls for today are used up: its calls are refused until the vendor's midnight, but for a trial now and then");
         }
     }
 
@@ -373,6 +375,7 @@ mod tests {
         let main = account("main", "a");
         latches.close(&main, at(16 * 3_600 - 1).wall, at(16 * 3_600 + 1), &RULES);
         assert_eq!(latches.check(&main, at(16 * 3_600 + 2)), Ok(()));
+        assert_eq!(latches.gauges.with_label_values(&["main"]).get(), 0);
     }
 
     #[test]

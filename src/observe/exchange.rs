@@ -50,6 +50,10 @@ pub struct Exchange {
     pub account: Option<AccountName>,
     /// The attempts that were made, in their order.
     pub attempts: Vec<Attempt>,
+    /// Why there was no further attempt, where there might have been one.
+    pub not_repeated: Option<&'static str>,
+    /// Time spent waiting for its turn; part of `waited`.
+    pub queued: Duration,
     /// How long the host wants to be left alone, if it has said so.
     pub retry_after: Option<Duration>,
     /// KYBIO has refused a repeat because it has taken the first attempt.
@@ -126,6 +130,8 @@ macro_rules! line {
             attempt = $exchange.attempts.last().map(|attempt| attempt.result),
             attempt_ms = $exchange.attempts.last().map(|attempt| milliseconds(attempt.duration)),
             earlier_attempts = $exchange.earlier(),
+            not_repeated = $exchange.not_repeated,
+            queued_ms = (!$exchange.queued.is_zero()).then(|| milliseconds($exchange.queued)),
             duplicate = $exchange.duplicate.then_some(true),
             duration_ms = milliseconds($duration),
             request_bytes = $exchange.request_bytes,
@@ -165,6 +171,8 @@ impl Exchange {
             permitted: false,
             account: None,
             attempts: Vec::new(),
+            not_repeated: None,
+            queued: Duration::ZERO,
             retry_after: None,
             duplicate: false,
             under_way: false,

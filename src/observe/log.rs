@@ -74,6 +74,22 @@ impl Drop for Writer {
     }
 }
 
+/// An error and what caused it, each once, for the log alone.
+#[must_use]
+pub fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        let next = error.to_string();
+        if !text.contains(&next) {
+            text.push_str(": ");
+            text.push_str(&next);
+        }
+        source = error.source();
+    }
+    text
+}
+
 /// The subscriber that writes to standard error through a thread of its own. The caller makes it the default one, and keeps the writer
 /// to the end.
 pub fn subscriber(settings: &Settings) -> (Box<dyn Subscriber + Send + Sync>, Writer) {

@@ -143,22 +143,6 @@ impl Error {
             _ => None,
         }
     }
-
-    /// For the log: the error and what caused it. Never a body, a key or a signature: no error holds one.
-    #[must_use]
-    pub fn cause(&self) -> String {
-        let mut text = self.to_string();
-        let mut source = std::error::Error::source(self);
-        while let Some(error) = source {
-            let next = error.to_string();
-            if !text.contains(&next) {
-                text.push_str(": ");
-                text.push_str(&next);
-            }
-            source = error.source();
-        }
-        text
-    }
 }
 
 #[cfg(test)]

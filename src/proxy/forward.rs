@@ -17,6 +17,7 @@ use crate::answers::AnswerClass;
 use crate::observe::exchange::Answer;
 use crate::observe::exchange::Attempt;
 use crate::observe::exchange::Exchange;
+use crate::observe::log::chain;
 use crate::outcome::Outcome;
 use crate::payload::Payload;
 use crate::policy::Grant;
@@ -144,7 +145,8 @@ impl Worker {
         let taken = slots.take(&claim, deadline).await;
         drop(queued);
         let now = clock.now();
-        exchange.waited += now - began;
+        exchange.queued = now - began;
+        exchange.waited += exchange.queued;
         if patience.is_some_and(|patience| patience <= now) {
             return Err(Error::CallerTimeout);
         }
@@ -210,7 +212,7 @@ impl Worker {
         exchange.duplicate =
             was_lost && !exchange.is_read() && verdict.as_ref().is_ok_and(is_duplicate);
         if let Err(error) = &verdict {
-            exchange.cause = Some(error.cause());
+            exchange.cause = Some(chain(error));
             exchange.retry_after = self.retry_after(error);
         }
         exchange.outcome = verdict.as_ref().map_or_else(Error::outcome, |reply| {
@@ -361,6 +363,7 @@ impl Worker {
                     if reason == Reason::Budget {
                         call.route.budget_refusals.inc();
                     }
+                    exchange.not_repeated = reason.as_str();
                     return false;
                 }
             }

@@ -19,6 +19,7 @@ use crate::identity::Unknown;
 use crate::name::AccountName;
 use crate::observe::exchange::Exchange;
 use crate::observe::exchange::Progress;
+use crate::observe::log::chain;
 use crate::operation::Class;
 use crate::operation::Operation;
 use crate::operation::OperationName;
@@ -117,7 +118,7 @@ pub fn refusal(error: &Error, mut exchange: Exchange) -> Response<Bytes> {
     let told = told(error);
     exchange.outcome = error.outcome();
     exchange.refusal = Some(told.code);
-    exchange.cause = Some(error.cause());
+    exchange.cause = Some(chain(error));
     let retryable = match exchange.outcome {
         Outcome::NotSent => told.may_pass_later,
         Outcome::Unknown => exchange.is_read(),
@@ -350,7 +351,7 @@ fn told(error: &Error) -> Told {
         Error::Policy(error) => policy(error),
         Error::Payload(error) => payload(error),
         Error::IdempotencyKey => not_sent(StatusCode::BAD_REQUEST, "idempotency-key", error)
-            .hint("remove the header; the gateway never sends a write twice that may have left"),
+            .hint("remove the header; a write that may have left isn't sent again unless the operator trusts KYBIO to refuse it"),
         Error::BadTimeout => not_sent(StatusCode::BAD_REQUEST, "bad-timeout", error),
         Error::CallerTimeout => {
             not_sent(StatusCode::GATEWAY_TIMEOUT, "caller-timeout", error).later()
@@ -502,6 +503,9 @@ fn upstream(error: &upstream::Error) -> Told {
 fn unusable(error: &reply::Error) -> Told {
     let told = |code| not_sent(StatusCode::BAD_GATEWAY, code, error);
     match error {
+        reply::Error::Refused(StatusCode::TOO_MANY_REQUESTS, _) => {
+            told("upstream-refused").hint("the host has too many calls: wait before the next one")
+        }
         reply::Error::Refused(..) => told("upstream-refused")
             .hint("KYBIO's web server refused it: may this account call this operation?"),
         reply::Error::Status(..) => told("upstream-status"),

@@ -85,6 +85,20 @@ pub enum Reason {
     CallerGone,
 }
 
+impl Reason {
+    /// As the log names it; that a class forbids it goes without saying.
+    #[must_use]
+    pub fn as_str(self) -> Option<&'static str> {
+        match self {
+            Self::Forbidden => None,
+            Self::Attempts => Some("attempts_max"),
+            Self::Time => Some("no time left"),
+            Self::Budget => Some("retry budget spent"),
+            Self::CallerGone => Some("nobody waits"),
+        }
+    }
+}
+
 /// How often a retry that the budget has no room for looks again. Under load there's room after a moment; when everything fails there
 /// isn't, and the caller is told soon.
 const PAUSES_MAX: u32 = 4;

@@ -96,7 +96,7 @@ impl fmt::Display for Reason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::QueueFull => "the queue is full",
-            Self::ShareFull => "the caller's share of the queue is full",
+            Self::ShareFull => "half of the queue is the caller's own",
             Self::TooLong => "the wait was too long",
         })
     }
@@ -747,7 +747,7 @@ mod tests {
             (
                 Limit::Caller,
                 Reason::ShareFull,
-                "too many calls are under way for this caller, and the caller's share of the queue is full",
+                "too many calls are under way for this caller, and half of the queue is the caller's own",
             ),
             (
                 Limit::Account,

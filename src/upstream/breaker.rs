@@ -193,7 +193,7 @@ impl Breaker {
         }
     }
 
-    fn record(&self, pass: &Pass, health: Health, now: Instant) {
+    fn record(&self, pass: &Pass, health: Health, cause: &str, now: Instant) {
         let mut inner = self.inner();
         if pass.era != inner.era {
             // It began before the breaker changed, and says nothing of what is now.
@@ -211,7 +211,9 @@ impl Breaker {
                     tracing::info!(upstream = %self.name, down_seconds = down.map(|down| down.as_secs_f64()), "the upstream is back");
                 }
                 Health::Ill if latest => {
-                    self.open(&mut inner, now, "the call that tried it failed");
+                    self.change(&mut inner, State::Open);
+                    tracing::warn!(upstream = %self.name, cause, "the call that tried the upstream failed: it's still held to be down");
+                    self.fell();
                 }
                 // A later one decides.
                 Health::Ill | Health::Unknown => {}
@@ -232,21 +234,28 @@ impl Breaker {
         }
         let (attempts, failures) = inner.totals();
         if inner.in_a_row >= self.rules.failures {
-            self.open(&mut inner, now, "too many attempts in a row failed");
+            self.open(&mut inner, now, "too many attempts in a row failed", cause);
         } else if attempts >= self.rules.volume
             && u64::from(failures) * 100 >= u64::from(self.rules.percent) * u64::from(attempts)
         {
-            self.open(&mut inner, now, "too large a share of attempts failed");
+            self.open(
+                &mut inner,
+                now,
+                "too large a share of attempts failed",
+                cause,
+            );
         }
     }
 
-    fn open(&self, inner: &mut Inner, now: Instant, why: &'static str) {
-        if inner.since.is_none() {
-            inner.since = Some(now);
-            self.opens.inc();
-            tracing::warn!(upstream = %self.name, why, "the upstream is held to be down: calls to it are refused until it's back");
-        }
+    fn open(&self, inner: &mut Inner, now: Instant, why: &'static str, cause: &str) {
+        inner.since = Some(now);
+        self.opens.inc();
         self.change(inner, State::Open);
+        tracing::warn!(upstream = %self.name, why, cause, "the upstream is held to be down: calls to it are refused until it's back");
+        self.fell();
+    }
+
+    fn fell(&self) {
         self.falls.fetch_add(1, Ordering::AcqRel);
         self.opened.notify_waiters();
     }
@@ -306,11 +315,11 @@ impl Inner {
 }
 
 impl Pass {
-    /// Tells how the attempt ended.
-    pub fn tell(mut self, health: Health, now: Instant) {
+    /// Tells how the attempt ended, and why if it wasn't well.
+    pub fn tell(mut self, health: Health, cause: &str, now: Instant) {
         self.told = true;
         let breaker = Arc::clone(&self.breaker);
-        breaker.record(&self, health, now);
+        breaker.record(&self, health, cause, now);
     }
 }
 
@@ -319,7 +328,7 @@ impl Drop for Pass {
         // An attempt that ended without a word must not hold the one place there is.
         if !self.told && self.trial.is_some() {
             let breaker = Arc::clone(&self.breaker);
-            breaker.record(self, Health::Unknown, self.began);
+            breaker.record(self, Health::Unknown, "", self.began);
         }
     }
 }
@@ -368,7 +377,7 @@ mod tests {
 
         fn attempt(&mut self, health: Health) -> State {
             let pass = self.breaker.enter(self.now).expect("it lets calls pass");
-            pass.tell(health, self.now);
+            pass.tell(health, "", self.now);
             self.breaker.state()
         }
     }
@@ -402,7 +411,7 @@ mod tests {
         assert_eq!(bench.attempt(Health::Well), State::Closed);
         bench.now += Duration::from_secs(1);
         for pass in hung {
-            pass.tell(Health::Ill, bench.now);
+            pass.tell(Health::Ill, "", bench.now);
         }
         assert_eq!(bench.breaker.state(), State::Closed);
         for _ in 0..3 {
@@ -447,7 +456,7 @@ mod tests {
             .breaker
             .enter(bench.now)
             .expect("the next one may try");
-        trial.tell(Health::Unknown, bench.now);
+        trial.tell(Health::Unknown, "", bench.now);
         assert_eq!(bench.attempt(Health::Ill), State::Open);
         assert_eq!(bench.breaker.opens.get(), 1, "it was never back");
         bench.breaker.half_open();
@@ -470,10 +479,10 @@ mod tests {
         bench.now += Duration::from_millis(1);
         let next = bench.breaker.enter(bench.now).expect("another one");
         // The first one's failure says nothing any more; its success would.
-        hung.tell(Health::Ill, bench.now);
+        hung.tell(Health::Ill, "", bench.now);
         assert_eq!(bench.breaker.state(), State::HalfOpen);
         assert_eq!(bench.breaker.enter(bench.now).err(), Some(Open));
-        next.tell(Health::Well, bench.now);
+        next.tell(Health::Well, "", bench.now);
         assert_eq!(bench.breaker.state(), State::Closed);
         assert_eq!(bench.breaker.falls(), 1);
     }
@@ -489,7 +498,7 @@ mod tests {
         }
         bench.breaker.half_open();
         for (pass, health) in early.into_iter().zip([Health::Well, Health::Ill]) {
-            pass.tell(health, bench.now);
+            pass.tell(health, "", bench.now);
             assert_eq!(bench.breaker.state(), State::HalfOpen);
         }
         let _trial = bench.breaker.enter(bench.now).expect("the place is free");

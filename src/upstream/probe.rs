@@ -7,6 +7,8 @@ use tokio::task::JoinSet;
 use tokio::time::sleep_until;
 
 use crate::clock::Clock;
+use crate::observe::log::chain;
+use crate::upstream::Error;
 use crate::upstream::Upstream;
 use crate::upstream::breaker::State;
 use crate::upstream::connect::connect;
@@ -21,12 +23,16 @@ const TIMEOUT: Duration = Duration::from_secs(2);
 /// Probes on their way at a time.
 const PROBES_MAX: usize = 8;
 
+/// Why it can't be reached is said at once, and then so often.
+const SAID_AGAIN: Duration = Duration::from_secs(30);
+
 /// Runs for as long as its runtime does; while the breaker is closed it only waits for it to open.
 pub async fn run(upstream: Arc<Upstream>, clock: Clock) {
     loop {
         upstream.breaker.opened().await;
         let mut probes = JoinSet::new();
         let (mut next, mut number) = (clock.now() + pause(), 0);
+        let mut said = None;
         while upstream.breaker.state() == State::Open {
             tokio::select! {
                 () = sleep_until(next) => {
@@ -37,10 +43,16 @@ pub async fn run(upstream: Arc<Upstream>, clock: Clock) {
                     }
                 }
                 Some(probe) = probes.join_next() => {
-                    let reached = matches!(probe, Ok(true));
-                    upstream.count_probe(reached);
-                    if reached {
-                        upstream.breaker.half_open();
+                    // A probe that panicked has found out nothing.
+                    let Ok(probe) = probe else { continue };
+                    upstream.count_probe(probe.is_ok());
+                    match probe {
+                        Ok(()) => upstream.breaker.half_open(),
+                        Err(error) if said.is_none_or(|said| clock.now() - said >= SAID_AGAIN) => {
+                            said = Some(clock.now());
+                            tracing::warn!(upstream = %upstream.settings.name, cause = chain(&error), "the upstream can't be reached");
+                        }
+                        Err(_) => {}
                     }
                 }
             }
@@ -50,9 +62,9 @@ pub async fn run(upstream: Arc<Upstream>, clock: Clock) {
 }
 
 /// Of several addresses each begins with another: one that is dead hides none that is well.
-async fn probe(upstream: Arc<Upstream>, clock: Clock, number: usize) -> bool {
+async fn probe(upstream: Arc<Upstream>, clock: Clock, number: usize) -> Result<(), Error> {
     let deadline = clock.now() + TIMEOUT;
-    connect(&upstream, &clock, deadline, number).await.is_ok()
+    connect(&upstream, &clock, deadline, number).await.map(drop)
 }
 
 /// With jitter, so that gateways that saw a host go don't all knock at once.

@@ -17,6 +17,7 @@ use tokio::time::Instant;
 use tokio::time::timeout_at;
 
 use crate::clock::Stamp;
+use crate::observe::log::chain;
 use crate::operation::OperationName;
 use crate::outcome::Left;
 use crate::sign::SignedBody;
@@ -60,8 +61,10 @@ pub async fn send(
     deadline: Instant,
 ) -> Result<Answer, Error> {
     let sent = attempt(pool, call, deadline).await;
-    let health = sent.as_ref().map_or_else(Error::health, |_| Health::Well);
-    pass.tell(health, pool.now());
+    match &sent {
+        Ok(_) => pass.tell(Health::Well, "", pool.now()),
+        Err(error) => pass.tell(error.health(), &chain(error), pool.now()),
+    }
     sent
 }
 
