@@ -50,8 +50,8 @@ pub struct UsedUp {
 pub enum Leave {
     /// Nothing is known against it.
     Free,
-    /// It finds out whether there are calls again.
-    Trial,
+    /// It finds out whether there are calls again. Not before then is there another.
+    Trial(Instant),
 }
 
 /// All latches of the process. They go by appId, so that they outlive a change of configuration and don't outlive a change of account.
@@ -140,7 +140,7 @@ impl Latches {
         if let Some(interval) = taken_for {
             latch.next_trial = now.monotonic + interval;
         }
-        Ok(Leave::Trial)
+        Ok(Leave::Trial(latch.next_trial))
     }
 
     /// KYBIO has said that the calls are used up, to a call that was made at wall time `asked`. An answer of yesterday says nothing of
@@ -177,9 +177,11 @@ impl Latches {
         }
     }
 
-    /// A trial has provably not reached the host: the next call may be it.
-    pub fn give_back(&self, account: &Account, now: Moment) {
-        if let Some(latch) = self.latches().get_mut(&key(account)) {
+    /// A trial has provably not reached the host: the next call may be it, unless another one has been since.
+    pub fn give_back(&self, account: &Account, leave: Leave, now: Moment) {
+        if let Some(latch) = self.latches().get_mut(&key(account))
+            && leave == Leave::Trial(latch.next_trial)
+        {
             latch.next_trial = now.monotonic;
         }
     }
@@ -279,6 +281,10 @@ mod tests {
         }
     }
 
+    fn is_trial(leave: Result<Leave, UsedUp>) -> bool {
+        matches!(leave, Ok(Leave::Trial(_)))
+    }
+
     #[test]
     fn midnight_is_the_vendors() {
         let check = |offset: i32, seconds: u64, expected: u64| {
@@ -315,10 +321,10 @@ mod tests {
         assert_eq!(latches.enter(&other, at(20), &RULES), Ok(Leave::Free));
         // To look doesn't take the trial, and only one gets it.
         assert_eq!(latches.check(&main, at(911)), Ok(()));
-        assert_eq!(latches.enter(&main, at(911), &RULES), Ok(Leave::Trial));
+        assert!(is_trial(latches.enter(&main, at(911), &RULES)));
         assert!(latches.enter(&main, at(912), &RULES).is_err());
         assert!(latches.check(&main, at(1_810)).is_err());
-        assert_eq!(latches.enter(&main, at(1_811), &RULES), Ok(Leave::Trial));
+        assert!(is_trial(latches.enter(&main, at(1_811), &RULES)));
         assert_eq!(
             latches.enter(&main, at(16 * 3_600), &RULES),
             Ok(Leave::Free)
@@ -348,10 +354,14 @@ mod tests {
         let (latches, at) = (Latches::new(&Metrics::new([])), moments());
         let main = account("main", "a");
         latches.close(&main, at(0).wall, at(0), &RULES);
-        assert_eq!(latches.enter(&main, at(900), &RULES), Ok(Leave::Trial));
+        let first = latches.enter(&main, at(900), &RULES).expect("a trial");
         assert!(latches.check(&main, at(901)).is_err());
-        latches.give_back(&main, at(902));
-        assert_eq!(latches.enter(&main, at(902), &RULES), Ok(Leave::Trial));
+        latches.give_back(&main, first, at(902));
+        let second = latches.enter(&main, at(902), &RULES).expect("a trial");
+        assert!(matches!(second, Leave::Trial(_)) && second != first);
+        // One that another has overtaken gives nothing back.
+        latches.give_back(&main, first, at(903));
+        assert!(latches.check(&main, at(903)).is_err());
     }
 
     #[test]
@@ -385,9 +395,6 @@ mod tests {
         let midnight = 16 * 3_600;
         latches.close(&main, at(midnight + 1).wall, at(midnight + 1), &RULES);
         assert!(latches.enter(&main, at(midnight + 15), &RULES).is_err());
-        assert_eq!(
-            latches.enter(&main, at(midnight + 16), &RULES),
-            Ok(Leave::Trial)
-        );
+        assert!(is_trial(latches.enter(&main, at(midnight + 16), &RULES)));
     }
 }

@@ -877,6 +877,53 @@ async fn a_read_that_nobody_waits_for_is_not_sent_again() {
     }
 }
 
+/// While the connection isn't there yet, nothing has left: what nobody waits for any more needn't leave at all.
+#[tokio::test]
+async fn a_write_that_nobody_waits_for_is_not_sent_once_there_is_a_connection() {
+    let pki = Pki::new();
+    let upstream = Upstream::start(&pki).await;
+    // Connections wait at the gate, before TLS.
+    let (listener, gate) = (
+        TcpListener::bind("127.0.0.1:0").await.unwrap(),
+        Arc::new(Semaphore::new(0)),
+    );
+    let address = listener.local_addr().unwrap();
+    let (host, open) = (upstream.address, Arc::clone(&gate));
+    let relay = tokio::spawn(async move {
+        loop {
+            let (mut near, _) = listener.accept().await.unwrap();
+            let open = Arc::clone(&open);
+            tokio::spawn(async move {
+                open.acquire().await.unwrap().forget();
+                let mut far = TcpStream::connect(host).await.unwrap();
+                let _ = tokio::io::copy_bidirectional(&mut near, &mut far).await;
+            });
+        }
+    });
+    let gateway = Setup::new(&pki, Some(address)).start().await;
+    let client = gateway.client(&pki);
+    let answer = client
+        .call_with("orderOpenApi/addOnLineOrder", &GAVE_UP, "{}")
+        .await;
+    assert_eq!(answer.refusal().1, "caller-timeout");
+    gate.add_permits(1);
+    let event = gateway
+        .event(|event| is_verdict(event, "caller_gave_up"))
+        .await;
+    assert_eq!(event["outcome"], "not-sent", "{event}");
+    assert!(upstream.seen().is_empty());
+    // The connection is there for the next call.
+    assert_eq!(
+        client
+            .call("orderOpenApi/addOnLineOrder", "{}")
+            .await
+            .status,
+        200
+    );
+    assert_eq!(upstream.connections(), 1);
+    relay.abort();
+}
+
 #[tokio::test]
 async fn a_drain_waits_for_a_write_that_nobody_waits_for() {
     let pki = Pki::new();

@@ -344,7 +344,10 @@ async fn a_trial_that_hangs_does_not_keep_a_host_down_that_has_recovered() {
     let stage = Staged::default();
     let upstream = Upstream::with(&pki, stage.clone()).await;
     let mut setup = Setup::new(&pki, Some(upstream.address));
-    setup.kybio.push_str("breaker_failures = 3\n");
+    // Nor does it keep the only place.
+    setup
+        .kybio
+        .push_str("breaker_failures = 3\nin_flight_max = 1\n");
     let gateway = setup.start().await;
     let client = gateway.client(&pki);
     stage.refusing.store(true, Ordering::SeqCst);

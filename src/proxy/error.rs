@@ -97,10 +97,14 @@ impl Error {
             | Self::NoUpstream => (Outcome::NotSent, Failure::Final, "none"),
             Self::Upstream(error) => {
                 let (outcome, failure) = match (error, error.left()) {
-                    // An answer to one call too many, or one that would be too large again.
-                    (upstream::Error::Capacity | upstream::Error::Down, _) => {
-                        (Outcome::NotSent, Failure::Final)
-                    }
+                    // One call too many, too late, for nobody, or with an answer that would be too large again.
+                    (
+                        upstream::Error::Capacity
+                        | upstream::Error::Down
+                        | upstream::Error::Late
+                        | upstream::Error::Unwanted,
+                        _,
+                    ) => (Outcome::NotSent, Failure::Final),
                     (upstream::Error::TooLarge(_), _) => (Outcome::Unknown, Failure::Final),
                     (_, Left::Nothing) => (Outcome::NotSent, Failure::Unsent),
                     (_, Left::Perhaps) => (Outcome::Unknown, Failure::Lost),

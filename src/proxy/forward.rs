@@ -3,6 +3,7 @@
 //! Waiting for a turn belongs to the caller's own future: who leaves then has sent nothing. From the first attempt on the exchange is a
 //! task of its own, because a call that may have effect isn't cut when nobody listens any more.
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -11,6 +12,7 @@ use prometheus::IntGauge;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 use tokio::time::sleep;
+use tokio::time::timeout;
 use tokio::time::timeout_at;
 
 use crate::answers::AnswerClass;
@@ -40,6 +42,7 @@ use crate::slots::Claim;
 use crate::slots::Slot;
 use crate::upstream;
 use crate::upstream::breaker::Pass;
+use crate::upstream::breaker::TRIAL_WAIT;
 use crate::upstream::pool::Pool;
 use crate::upstream::send;
 
@@ -59,7 +62,6 @@ type Tell = oneshot::Sender<(Exchange, Verdict)>;
 
 /// A place among the calls under way, for as long as it lives.
 struct Turn {
-    leave: Leave,
     _slot: Slot,
     _in_flight: Counted,
 }
@@ -83,7 +85,7 @@ impl Worker {
         mut exchange: Exchange,
         patience: Option<Instant>,
     ) -> Result<(Exchange, Verdict), Unheard> {
-        let turn = match self.turn(&grant, &mut exchange, patience).await {
+        let (turn, leave) = match self.turn(&grant, &mut exchange, patience).await {
             Ok(turn) => turn,
             Err(error) => return Ok((exchange, Err(error))),
         };
@@ -91,10 +93,8 @@ impl Worker {
         let (mut tell, told) = oneshot::channel();
         let worker = Arc::clone(&self);
         self.attempts.spawn(async move {
-            let verdict = worker
-                .call(&grant, &payload, turn.leave, &mut exchange, &mut tell)
-                .await;
-            drop(turn);
+            let call = worker.call(&grant, &payload, turn, leave, &mut exchange, &mut tell);
+            let verdict = call.await;
             // Who doesn't wait any more takes nothing, and the exchange ends here.
             drop(tell.send((exchange, verdict)));
         });
@@ -114,7 +114,7 @@ impl Worker {
         grant: &Grant,
         exchange: &mut Exchange,
         patience: Option<Instant>,
-    ) -> Result<Turn, Error> {
+    ) -> Result<(Turn, Leave), Error> {
         let Proxy {
             clock,
             latches,
@@ -124,10 +124,10 @@ impl Worker {
         let (route, account) = (self.proxy.route(grant)?, grant.account());
         // What will be refused anyway doesn't wait for its turn first.
         latches.check(account, self.proxy.moment())?;
-        if route.upstream.is_down() {
+        let began = clock.now();
+        if route.upstream.is_down(began) {
             return Err(Error::Upstream(upstream::Error::Down));
         }
-        let began = clock.now();
         let settings = route.upstream.settings();
         let claim = Claim {
             caller: grant.caller(),
@@ -156,11 +156,12 @@ impl Worker {
         if left < route.rules.retry.attempt_time_min {
             return Err(Error::NoTimeLeft);
         }
-        Ok(Turn {
-            leave: latches.enter(account, self.proxy.moment(), &route.rules.quota)?,
+        let leave = latches.enter(account, self.proxy.moment(), &route.rules.quota)?;
+        let turn = Turn {
             _slot: slot,
             _in_flight: Counted::new(&route.in_flight),
-        })
+        };
+        Ok((turn, leave))
     }
 
     /// Makes attempts until one brings a verdict, or none more is allowed.
@@ -168,6 +169,7 @@ impl Worker {
         &self,
         grant: &Grant,
         payload: &Payload,
+        turn: Turn,
         leave: Leave,
         exchange: &mut Exchange,
         tell: &mut Tell,
@@ -185,29 +187,36 @@ impl Worker {
             deadline: exchange.started() + route.upstream.settings().total_timeout,
         };
         exchange.under_way = true;
-        let (mut lost, mut last) = (None, None);
+        let (mut turn, mut earlier) = (Some(turn), Earlier::default());
         let last = loop {
             let pass = match route.upstream.enter(self.proxy.clock.now()) {
                 Ok(pass) => pass,
-                // If it has opened meanwhile, what the attempt before met is the real error.
-                Err(down) => break last.unwrap_or(Err(Error::Upstream(down))),
+                Err(down) => break Err(Error::Upstream(down)),
             };
             if exchange.attempts.is_empty() {
                 route.budget.count_call();
             }
-            let verdict = self
-                .attempt(&call, pool, pass, exchange, lost.is_some())
-                .await;
+            let trial = pass.is_trial();
+            let first = !earlier.has_left();
+            let verdict = {
+                let mut attempt = pin!(self.attempt(&call, pool, pass, exchange, first, tell));
+                match timeout(TRIAL_WAIT, attempt.as_mut()).await {
+                    Ok(verdict) => verdict,
+                    Err(_) => {
+                        // A trial may hang with its host: that's not to keep others from their turn.
+                        turn = turn.filter(|_| !trial);
+                        attempt.await
+                    }
+                }
+            };
             if !self.may_go_again(&call, &verdict, exchange, tell).await {
                 break verdict;
             }
-            match verdict {
-                Err(error) if error.outcome() == Outcome::Unknown => lost = Some(error),
-                other => last = Some(other),
-            }
+            earlier.keep(verdict);
         };
-        let was_lost = lost.is_some();
-        let verdict = settle(lost, last, exchange.is_read());
+        drop(turn);
+        let was_lost = earlier.lost.is_some();
+        let verdict = earlier.settle(last, exchange.is_read());
         exchange.under_way = false;
         exchange.duplicate =
             was_lost && !exchange.is_read() && verdict.as_ref().is_ok_and(is_duplicate);
@@ -222,10 +231,9 @@ impl Worker {
                 Outcome::Rejected
             }
         });
-        if leave == Leave::Trial && exchange.outcome == Outcome::NotSent {
-            self.proxy
-                .latches
-                .give_back(grant.account(), self.proxy.moment());
+        if exchange.outcome == Outcome::NotSent {
+            let moment = self.proxy.moment();
+            self.proxy.latches.give_back(grant.account(), leave, moment);
         }
         verdict
     }
@@ -237,7 +245,8 @@ impl Worker {
         pool: &Pool,
         pass: Pass,
         exchange: &mut Exchange,
-        lost: bool,
+        first: bool,
+        tell: &Tell,
     ) -> Verdict {
         let Proxy { clock, answers, .. } = &*self.proxy;
         let settings = call.route.upstream.settings();
@@ -255,6 +264,8 @@ impl Worker {
             operation: &operation.name,
             signed: &signed,
             stamp: clock.stamp(),
+            time_min: call.route.rules.retry.attempt_time_min,
+            wanted: &|| !tell.is_closed(),
         };
         // If this task ends here, for whatever reason, that is the truth.
         exchange.outcome = Outcome::Unknown;
@@ -270,11 +281,14 @@ impl Worker {
             reply::read(status, &headers, body, settings.reply_bytes_max, answers)
                 .map_err(Error::Reply)
         });
-        if !lost && matches!(&verdict, Err(error) if error.outcome() == Outcome::NotSent) {
+        if first && matches!(&verdict, Err(error) if error.outcome() == Outcome::NotSent) {
             exchange.outcome = Outcome::NotSent;
         }
-        if matches!(verdict, Err(Error::Upstream(upstream::Error::Capacity))) {
-            // There was no connection to make it on.
+        if let Err(Error::Upstream(
+            upstream::Error::Capacity | upstream::Error::Late | upstream::Error::Unwanted,
+        )) = verdict
+        {
+            // There was no connection to make it on, or it wasn't used.
             attempts.fetch_sub(1, Ordering::AcqRel);
             return verdict;
         }
@@ -306,7 +320,7 @@ impl Worker {
             Some(AnswerClass::Credential) => {}
             Some(AnswerClass::Rejected | AnswerClass::Duplicate | AnswerClass::Transient)
             | None => {
-                if call.leave == Leave::Trial {
+                if matches!(call.leave, Leave::Trial(_)) {
                     latches.open(account);
                 }
             }
@@ -402,21 +416,58 @@ impl Proxy {
     }
 }
 
-/// The verdict on a call of several attempts, of which `lost` may have left without an answer. What a later one met says nothing of
-/// that one, but for two cases: a success, and the vendor's word that it has taken these very bytes already.
-fn settle(lost: Option<Error>, verdict: Verdict, read: bool) -> Verdict {
-    let Some(lost) = lost else {
-        return verdict;
-    };
-    let counts = match &verdict {
-        Ok(reply) => read || reply.verdict().success || is_duplicate(reply),
-        Err(error) => match error.outcome() {
-            Outcome::Unknown => true,
-            Outcome::Rejected => read,
-            Outcome::Done | Outcome::NotSent => false,
-        },
-    };
-    if counts { verdict } else { Err(lost) }
+/// What attempts before the last one met.
+#[derive(Default)]
+struct Earlier {
+    /// The latest that may have left and got no trustworthy answer.
+    lost: Option<Error>,
+    /// The latest that was answered, with a no for now.
+    answered: Option<Verdict>,
+    /// The latest of which nothing left.
+    unsent: Option<Error>,
+}
+
+impl Earlier {
+    fn keep(&mut self, verdict: Verdict) {
+        match verdict {
+            Err(error) => match error.outcome() {
+                Outcome::NotSent => self.unsent = Some(error),
+                Outcome::Unknown => self.lost = Some(error),
+                Outcome::Done | Outcome::Rejected => self.answered = Some(Err(error)),
+            },
+            Ok(reply) => self.answered = Some(Ok(reply)),
+        }
+    }
+
+    /// Something may have reached the host.
+    fn has_left(&self) -> bool {
+        self.lost.is_some() || self.answered.is_some()
+    }
+
+    /// The verdict on the whole call. What the last attempt met says nothing of one that was lost before it, but for two cases: a
+    /// success, and the vendor's word that it has taken these very bytes already. And a call of which one attempt reached the host
+    /// wasn't unsent because the last one was.
+    fn settle(self, last: Verdict, read: bool) -> Verdict {
+        let (explains, unsent) = match &last {
+            Ok(reply) => (
+                read || reply.verdict().success || is_duplicate(reply),
+                false,
+            ),
+            Err(error) => match error.outcome() {
+                Outcome::Unknown => (true, false),
+                Outcome::Rejected | Outcome::Done => (read, false),
+                Outcome::NotSent => (false, true),
+            },
+        };
+        let refused = matches!(last, Err(Error::Upstream(upstream::Error::Down)));
+        match (self.lost, self.answered, self.unsent) {
+            (Some(lost), _, _) if !explains => Err(lost),
+            (None, Some(answered), _) if unsent => answered,
+            // It has fallen meanwhile; what the attempt before met is the real error.
+            (None, None, Some(error)) if refused => Err(error),
+            _ => last,
+        }
+    }
 }
 
 fn is_duplicate(reply: &Reply) -> bool {
@@ -441,9 +492,9 @@ impl Drop for Counted {
 
 #[cfg(test)]
 mod tests {
+    use super::Earlier;
     use super::Error;
     use super::Verdict;
-    use super::settle;
     use crate::answers::Answer;
     use crate::answers::AnswerClass;
     use crate::answers::Answers;
@@ -503,7 +554,10 @@ mod tests {
         for (met, write, read) in cases {
             for (is_read, expected) in [(false, write), (true, read)] {
                 let lost = || Error::Upstream(upstream::Error::Timeout(Left::Perhaps));
-                let told = settle(Some(lost()), met(), is_read);
+                let mut earlier = Earlier::default();
+                earlier.keep(Err(lost()));
+                assert!(earlier.has_left());
+                let told = earlier.settle(met(), is_read);
                 let text = told.as_ref().err().map(ToString::to_string);
                 assert_eq!(text.unwrap_or_default(), expected);
                 if expected == LOST {
@@ -513,10 +567,48 @@ mod tests {
                     );
                 }
                 // Nothing was lost: the last word counts.
-                let told = settle(None, met(), is_read);
+                let told = Earlier::default().settle(met(), is_read);
                 let last = met().err().map(|error| error.to_string());
                 assert_eq!(told.err().map(|error| error.to_string()), last);
             }
+        }
+    }
+
+    #[test]
+    fn a_call_that_was_answered_once_was_not_unsent() {
+        type Met = fn() -> Verdict;
+        let unsent: Met = || Err(Error::Upstream(upstream::Error::ConnectTimeout));
+        let down: Met = || Err(Error::Upstream(upstream::Error::Down));
+        let refused: Met = || answered(429, "");
+        let transient: Met = || answered(200, r#"{"status":"error"}"#);
+        let cases: [(&[Met], Met, &str); 6] = [
+            (
+                &[refused],
+                unsent,
+                "the upstream refused with HTTP status 429 Too Many Requests",
+            ),
+            (
+                &[refused],
+                down,
+                "the upstream refused with HTTP status 429 Too Many Requests",
+            ),
+            (&[transient], unsent, ""),
+            (&[transient, unsent], down, ""),
+            (&[unsent], down, "no connection within the connect timeout"),
+            (
+                &[],
+                down,
+                "the host is down: too many calls to it have failed",
+            ),
+        ];
+        for (earlier, last, expected) in cases {
+            let mut kept = Earlier::default();
+            earlier.iter().for_each(|met| kept.keep(met()));
+            let told = kept.settle(last(), true).err();
+            assert_eq!(
+                told.map(|error| error.to_string()).unwrap_or_default(),
+                expected
+            );
         }
     }
 }

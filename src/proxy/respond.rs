@@ -356,7 +356,7 @@ fn told(error: &Error) -> Told {
         Error::CallerTimeout => {
             not_sent(StatusCode::GATEWAY_TIMEOUT, "caller-timeout", error).later()
         }
-        Error::NoTimeLeft => not_sent(StatusCode::GATEWAY_TIMEOUT, "no-time-left", error)
+        Error::NoTimeLeft | Error::Upstream(upstream::Error::Late) => not_sent(StatusCode::GATEWAY_TIMEOUT, "no-time-left", error)
             .hint("send the body faster, or fewer calls at a time; the operator sets the limit (total_timeout)")
             .later(),
         Error::Slots(refused) => busy(refused),
@@ -493,6 +493,10 @@ fn upstream(error: &upstream::Error) -> Told {
         upstream::Error::Down => told(StatusCode::SERVICE_UNAVAILABLE, "upstream-down")
             .hint("the gateway looks several times a second whether the host is back")
             .after(RETRY_SOON),
+        // Late is told with those that had no time before; nobody is told of one that's unwanted.
+        upstream::Error::Late | upstream::Error::Unwanted => {
+            told(StatusCode::GATEWAY_TIMEOUT, "no-time-left")
+        }
         upstream::Error::Unsent { .. } => told(StatusCode::BAD_GATEWAY, "upstream-connection-lost"),
         upstream::Error::Broken(_) => told(StatusCode::BAD_GATEWAY, "upstream-broken"),
         upstream::Error::Timeout(_) => told(StatusCode::GATEWAY_TIMEOUT, "upstream-timeout"),

@@ -93,8 +93,9 @@ struct Slice {
 /// The window moves in tenths.
 const SLICES: u32 = 10;
 
-/// A trial that hasn't decided by then doesn't keep the next one waiting: it may hang in a host that has recovered since.
-const TRIAL_WAIT: Duration = Duration::from_millis(500);
+/// A trial that hasn't decided by then doesn't keep the next one waiting: it may hang in a host that has recovered since. Less than the
+/// second within which such a host is to be served again; much less, and a host that hangs would get all the connections there are.
+pub const TRIAL_WAIT: Duration = Duration::from_millis(800);
 
 /// Leave to make one attempt. Its result is told, or it says nothing of the host.
 #[must_use]
@@ -148,9 +149,7 @@ impl Breaker {
             State::Closed => None,
             State::Open => return Err(Open),
             State::HalfOpen => {
-                let deciding =
-                    |(_, since): &(u64, Instant)| now.duration_since(*since) < TRIAL_WAIT;
-                if inner.trial.as_ref().is_some_and(deciding) {
+                if inner.is_deciding(now) {
                     return Err(Open);
                 }
                 inner.trials += 1;
@@ -171,6 +170,17 @@ impl Breaker {
     #[must_use]
     pub fn falls(&self) -> u64 {
         self.falls.load(Ordering::Acquire)
+    }
+
+    /// Whether a call would be refused now. Takes no trial.
+    #[must_use]
+    pub fn refuses(&self, now: Instant) -> bool {
+        let inner = self.inner();
+        match inner.state {
+            State::Closed => false,
+            State::Open => true,
+            State::HalfOpen => inner.is_deciding(now),
+        }
     }
 
     /// Waits until it's open.
@@ -195,29 +205,29 @@ impl Breaker {
 
     fn record(&self, pass: &Pass, health: Health, cause: &str, now: Instant) {
         let mut inner = self.inner();
-        if pass.era != inner.era {
-            // It began before the breaker changed, and says nothing of what is now.
-            return;
-        }
         if let Some(number) = pass.trial {
-            let latest = inner.trial.is_some_and(|(latest, _)| latest == number);
-            if latest {
+            if inner.trial.is_some_and(|(latest, _)| latest == number) {
                 inner.trial = None;
             }
             match health {
-                Health::Well => {
+                // Whenever it was let through, that was after the fall.
+                Health::Well if inner.state != State::Closed => {
                     self.change(&mut inner, State::Closed);
                     let down = inner.since.take().map(|since| now.duration_since(since));
                     tracing::info!(upstream = %self.name, down_seconds = down.map(|down| down.as_secs_f64()), "the upstream is back");
                 }
-                Health::Ill if latest => {
+                Health::Ill if pass.era == inner.era => {
                     self.change(&mut inner, State::Open);
                     tracing::warn!(upstream = %self.name, cause, "the call that tried the upstream failed: it's still held to be down");
                     self.fell();
                 }
-                // A later one decides.
-                Health::Ill | Health::Unknown => {}
+                // The next one decides, or another has.
+                Health::Well | Health::Ill | Health::Unknown => {}
             }
+            return;
+        }
+        if pass.era != inner.era {
+            // It began before the breaker changed, and says nothing of what is now.
             return;
         }
         if health == Health::Unknown {
@@ -280,6 +290,12 @@ impl Breaker {
 }
 
 impl Inner {
+    /// A trial is under way that others wait for.
+    fn is_deciding(&self, now: Instant) -> bool {
+        self.trial
+            .is_some_and(|(_, since)| now.duration_since(since) < TRIAL_WAIT)
+    }
+
     fn count(&mut self, now: Instant, failed: bool, window: Duration) {
         while self
             .slices
@@ -315,6 +331,12 @@ impl Inner {
 }
 
 impl Pass {
+    /// The attempt decides whether the host is back.
+    #[must_use]
+    pub fn is_trial(&self) -> bool {
+        self.trial.is_some()
+    }
+
     /// Tells how the attempt ended, and why if it wasn't well.
     pub fn tell(mut self, health: Health, cause: &str, now: Instant) {
         self.told = true;
@@ -474,17 +496,18 @@ mod tests {
         }
         bench.breaker.half_open();
         let hung = bench.breaker.enter(bench.now).expect("one may try");
-        bench.now += Duration::from_millis(499);
+        bench.now += Duration::from_millis(799);
+        assert!(bench.breaker.refuses(bench.now));
         assert_eq!(bench.breaker.enter(bench.now).err(), Some(Open));
         bench.now += Duration::from_millis(1);
         let next = bench.breaker.enter(bench.now).expect("another one");
-        // The first one's failure says nothing any more; its success would.
+        // A failure counts however late it comes, or slow failures would never be one; and so does a success.
         hung.tell(Health::Ill, "", bench.now);
-        assert_eq!(bench.breaker.state(), State::HalfOpen);
-        assert_eq!(bench.breaker.enter(bench.now).err(), Some(Open));
+        assert_eq!(bench.breaker.state(), State::Open);
         next.tell(Health::Well, "", bench.now);
         assert_eq!(bench.breaker.state(), State::Closed);
-        assert_eq!(bench.breaker.falls(), 1);
+        assert_eq!(bench.breaker.falls(), 2);
+        assert!(!bench.breaker.refuses(bench.now));
     }
 
     #[test]

@@ -33,7 +33,6 @@ use crate::outcome::Left;
 use crate::upstream::breaker::Breaker;
 use crate::upstream::breaker::Health;
 use crate::upstream::breaker::Pass;
-use crate::upstream::breaker::State;
 
 /// What configuration says of one host.
 #[derive(Clone, Debug)]
@@ -213,8 +212,8 @@ impl Upstream {
 
     /// It's held to be down: a call would be refused.
     #[must_use]
-    pub fn is_down(&self) -> bool {
-        self.breaker.state() == State::Open
+    pub fn is_down(&self, now: Instant) -> bool {
+        self.breaker.refuses(now)
     }
 
     /// Leave to make one attempt.
@@ -251,6 +250,12 @@ pub enum Error {
     /// The breaker is open: nothing was tried.
     #[error("the host is down: too many calls to it have failed")]
     Down,
+    /// Once there was a connection, too little time was left to hear an answer.
+    #[error("the request's time was gone before there was a connection")]
+    Late,
+    /// Once there was a connection, nobody waited for an answer any more.
+    #[error("the caller had gone before there was a connection")]
+    Unwanted,
     /// The connection had gone before the request was written.
     #[error("the connection had gone before the request was sent")]
     Unsent {
@@ -282,15 +287,27 @@ impl Error {
             | Self::ConnectTimeout
             | Self::Capacity
             | Self::Down
+            | Self::Late
+            | Self::Unwanted
             | Self::Unsent { .. } => Left::Nothing,
             Self::Timeout(left) => *left,
             Self::Broken(_) | Self::TooLarge(_) => Left::Perhaps,
         }
     }
 
-    /// What it says of the host.
-    fn health(&self) -> Health {
+    /// What it says of the host, where the attempt had so much time.
+    fn health(&self, time: Duration, settings: &Settings) -> Health {
+        let Settings {
+            connect_timeout,
+            attempt_timeout,
+            total_timeout,
+            ..
+        } = settings;
+        // That a host didn't answer in what a slow upload has left over is no fault of its own.
+        let enough = |usual: &Duration| time >= *usual.min(total_timeout) / 2;
         match self {
+            Self::ConnectTimeout if !enough(connect_timeout) => Health::Unknown,
+            Self::Timeout(Left::Perhaps) if !enough(attempt_timeout) => Health::Unknown,
             Self::Resolve(_)
             | Self::Connect(_)
             | Self::Tls(_)
@@ -303,6 +320,8 @@ impl Error {
             // Ours, or an idle connection's end.
             Self::Capacity
             | Self::Down
+            | Self::Late
+            | Self::Unwanted
             | Self::Unsent { reused: true, .. }
             | Self::Timeout(Left::Nothing) => Health::Unknown,
         }
@@ -318,6 +337,8 @@ impl Error {
             Self::ConnectTimeout => "connect-timeout",
             Self::Capacity => "capacity",
             Self::Down => "down",
+            Self::Late => "late",
+            Self::Unwanted => "unwanted",
             Self::Unsent { .. } => "unsent",
             Self::Broken(_) => "broken",
             Self::Timeout(_) => "timeout",

@@ -1,5 +1,7 @@
 //! One attempt: a request of our own, built from nothing, and its whole reply.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use http::HeaderMap;
 use http::HeaderValue;
@@ -28,7 +30,7 @@ use crate::upstream::pool::Connection;
 use crate::upstream::pool::Pool;
 
 /// What one attempt sends.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy)]
 pub struct Call<'a> {
     /// Its canonical name makes the path.
     pub operation: &'a OperationName,
@@ -36,6 +38,10 @@ pub struct Call<'a> {
     pub signed: &'a SignedBody,
     /// New for each attempt.
     pub stamp: Stamp,
+    /// With less time than this it isn't sent.
+    pub time_min: Duration,
+    /// Whether somebody still waits for its answer. For nobody it isn't sent.
+    pub wanted: &'a (dyn Fn() -> bool + Sync),
 }
 
 /// A whole reply, as it came.
@@ -60,10 +66,14 @@ pub async fn send(
     call: &Call<'_>,
     deadline: Instant,
 ) -> Result<Answer, Error> {
+    let time = deadline.saturating_duration_since(pool.now());
     let sent = attempt(pool, call, deadline).await;
     match &sent {
         Ok(_) => pass.tell(Health::Well, "", pool.now()),
-        Err(error) => pass.tell(error.health(), &chain(error), pool.now()),
+        Err(error) => {
+            let health = error.health(time, pool.upstream().settings());
+            pass.tell(health, &chain(error), pool.now());
+        }
     }
     sent
 }
@@ -71,6 +81,18 @@ pub async fn send(
 async fn attempt(pool: &Pool, call: &Call<'_>, deadline: Instant) -> Result<Answer, Error> {
     let request = request(pool, call);
     let mut connection = pool.checkout(deadline).await?;
+    // To connect may have taken all the time there was.
+    let unsent = if !(call.wanted)() {
+        Some(Error::Unwanted)
+    } else if deadline.saturating_duration_since(pool.now()) < call.time_min {
+        Some(Error::Late)
+    } else {
+        None
+    };
+    if let Some(error) = unsent {
+        pool.checkin(connection);
+        return Err(error);
+    }
     let before = connection.accepted.count();
     let reply_bytes_max = pool.upstream().settings().reply_bytes_max;
     match timeout_at(
@@ -279,6 +301,8 @@ mod tests {
             operation: &operation,
             signed: &signed,
             stamp: clock.stamp(),
+            time_min: Duration::ZERO,
+            wanted: &|| true,
         };
         let deadline = clock.now() + Duration::from_secs(5);
         let pass = pool.upstream().enter(clock.now())?;
@@ -340,6 +364,8 @@ mod tests {
                 operation: &operation,
                 signed: &signed,
                 stamp: clock.stamp(),
+                time_min: Duration::ZERO,
+                wanted: &|| true,
             };
             let deadline = clock.now() + Duration::from_secs(5);
             let pass = pool.upstream().enter(clock.now()).expect("closed");
