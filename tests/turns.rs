@@ -244,3 +244,27 @@ async fn an_account_without_calls_does_not_wait_for_a_turn() {
     gate.add_permits(1);
     assert_eq!(sale.await.unwrap().status, 200);
 }
+
+/// The caller's own time counts from its request's head, and so while it sends its body.
+#[tokio::test]
+async fn a_callers_own_time_may_end_before_its_body() {
+    use tokio::io::AsyncReadExt;
+    let pki = Pki::new();
+    let upstream = Upstream::start(&pki).await;
+    let gateway = started(&pki, &upstream, "", "").await;
+    let mut stream = gateway.client(&pki).stream().await.unwrap();
+    stream
+        .write_all(b"POST /openapi/v1/customerOpenApi/queryByUid HTTP/1.1\r\nhost: gateway.test\r\nkybio-gateway-timeout-ms: 100\r\ncontent-type: application/json\r\ncontent-length: 2\r\n\r\n{")
+        .await
+        .unwrap();
+    let mut answer = Vec::new();
+    let _ = stream.read_to_end(&mut answer).await;
+    let answer = String::from_utf8(answer).unwrap();
+    assert!(
+        answer.starts_with("HTTP/1.1 504")
+            && answer.contains("\"caller-timeout\"")
+            && answer.contains("\"not-sent\""),
+        "{answer}"
+    );
+    assert!(upstream.seen().is_empty());
+}

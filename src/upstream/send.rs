@@ -203,7 +203,10 @@ fn request(pool: &Pool, call: &Call<'_>) -> Request<Full<Bytes>> {
 #[cfg(test)]
 mod tests {
     use super::Call;
+    use super::Error;
+    use super::Left;
     use super::send;
+    use super::unless_unsent;
     use crate::account::AppId;
     use crate::account::AppKey;
     use crate::clock::Clock;
@@ -218,6 +221,9 @@ mod tests {
     use crate::upstream::Upstream;
     use crate::upstream::pool::Pool;
     use bytes::Bytes;
+    use http::Request;
+    use http_body_util::Full;
+    use hyper_util::rt::TokioIo;
     use rustls::RootCertStore;
     use std::io::Read;
     use std::io::Write;
@@ -293,7 +299,7 @@ mod tests {
         )
     }
 
-    async fn call(pool: &Pool) -> Result<Bytes, super::Error> {
+    async fn call(pool: &Pool) -> Result<Bytes, Error> {
         let operation = OperationName::new("a/b").expect("a name");
         let clock = Clock::system();
         let signed = signed();
@@ -308,6 +314,47 @@ mod tests {
         let pass = pool.upstream().enter(clock.now())?;
         let sent = send(pool, pass, &call, deadline).await;
         sent.map(|answer| answer.body)
+    }
+
+    /// The second proof, by itself: what a failure means depends on whether a byte was accepted since the request was handed over.
+    #[tokio::test]
+    async fn a_failure_before_any_byte_was_accepted_is_unsent_and_no_other_is() {
+        let (address, _connections) = host(REPLY);
+        let pool = pool(address);
+        let deadline = Clock::system().now() + Duration::from_secs(5);
+        for accepted in [false, true] {
+            let broken = hyper_error().await;
+            for error in [Error::Broken(broken), Error::Timeout(Left::Perhaps)] {
+                let connection = pool.checkout(deadline).await.expect("a connection");
+                let count = connection.accepted.count();
+                let before = if accepted {
+                    count.wrapping_sub(1)
+                } else {
+                    count
+                };
+                let left = unless_unsent(connection, before, error).left();
+                let expected = if accepted {
+                    Left::Perhaps
+                } else {
+                    Left::Nothing
+                };
+                assert_eq!(left, expected);
+            }
+        }
+    }
+
+    /// What hyper says of a connection that ends under a request.
+    async fn hyper_error() -> hyper::Error {
+        let (near, far) = tokio::io::duplex(64);
+        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(near))
+            .await
+            .expect("no bytes are needed for it");
+        let driver = tokio::spawn(connection);
+        drop(far);
+        let answer = sender.send_request(Request::new(Full::<Bytes>::default()));
+        let error = answer.await.expect_err("nobody answers");
+        drop(driver.await);
+        error
     }
 
     /// Nothing is awaited between the host's close and the next call, so that the connection's driver can't have seen it.
