@@ -131,7 +131,7 @@ macro_rules! line {
             attempt_ms = $exchange.attempts.last().map(|attempt| milliseconds(attempt.duration)),
             earlier_attempts = $exchange.earlier(),
             not_repeated = $exchange.not_repeated,
-            queued_ms = (!$exchange.queued.is_zero()).then(|| milliseconds($exchange.queued)),
+            queued_ms = ($exchange.queued >= QUEUED_MIN).then(|| milliseconds($exchange.queued)),
             duplicate = $exchange.duplicate.then_some(true),
             duration_ms = milliseconds($duration),
             request_bytes = $exchange.request_bytes,
@@ -315,6 +315,9 @@ impl Exchange {
         (!earlier.is_empty()).then_some(text)
     }
 }
+
+/// A turn that came sooner isn't worth a word.
+const QUEUED_MIN: Duration = Duration::from_millis(1);
 
 /// The longest target that is logged, in bytes.
 const TARGET_LENGTH_MAX: usize = 120;
