@@ -453,6 +453,33 @@ async fn calls_of_long_ago_buy_no_retries() {
 /// Longer than the total time of the next test.
 const LATE: Duration = Duration::from_millis(1_100);
 
+/// Behind a short limit most calls have little time left when their turn comes. That's no upload of theirs: the host hangs.
+#[tokio::test]
+async fn a_host_that_hangs_is_found_out_behind_a_short_limit_too() {
+    let pki = Pki::new();
+    let upstream = Upstream::scripted(&pki, |_| Act::Hang).await;
+    let mut setup = Setup::new(&pki, Some(upstream.address));
+    setup
+        .kybio
+        .push_str("total_timeout = \"1s\"\nin_flight_max = 2\n");
+    let gateway = setup.start().await;
+    let mut callers = JoinSet::new();
+    for _ in 0..16 {
+        let client = gateway.client(&pki);
+        callers.spawn(async move {
+            while client.call(WRITE, "{}").await.json()["gateway"]["code"] != "upstream-down" {}
+        });
+    }
+    // Until each has been told that it's down.
+    callers.join_all().await;
+    assert_eq!(
+        gateway
+            .metric("kybio_gateway_upstream_breaker_opens_total{upstream=\"kybio\"}")
+            .await,
+        1.0
+    );
+}
+
 /// The time that a request has is gone before its body is there: that says nothing of the host.
 #[tokio::test]
 async fn slow_uploads_are_refused_here_and_open_no_breaker() {

@@ -249,7 +249,7 @@ pub const KEYS: &[Key] = &[
         "upstreams.*.in_flight_max",
         Kind::Integer(1, 10_000),
         Fallback::Absent("100"),
-        "Calls to it at a time, in the whole process; more wait for their turn. As many as connections_max unless written.",
+        "Calls to it at a time, in the whole process; more wait for their turn. As many as connections_max unless written. A call that tries whether a host is back gives its place to others once it's late.",
     ),
     key(
         "upstreams.*.queue_max",

@@ -52,6 +52,8 @@ pub struct Exchange {
     pub attempts: Vec<Attempt>,
     /// Why there was no further attempt, where there might have been one.
     pub not_repeated: Option<&'static str>,
+    /// Time spent waiting for the caller's body; part of `waited`.
+    pub uploading: Duration,
     /// Time spent waiting for its turn; part of `waited`.
     pub queued: Duration,
     /// How long the host wants to be left alone, if it has said so.
@@ -172,6 +174,7 @@ impl Exchange {
             account: None,
             attempts: Vec::new(),
             not_repeated: None,
+            uploading: Duration::ZERO,
             queued: Duration::ZERO,
             retry_after: None,
             duplicate: false,

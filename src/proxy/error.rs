@@ -97,11 +97,10 @@ impl Error {
             | Self::NoUpstream => (Outcome::NotSent, Failure::Final, "none"),
             Self::Upstream(error) => {
                 let (outcome, failure) = match (error, error.left()) {
-                    // One call too many, too late, for nobody, or with an answer that would be too large again.
+                    // One call too many, for nobody, or with an answer that would be too large again.
                     (
                         upstream::Error::Capacity
                         | upstream::Error::Down
-                        | upstream::Error::Late
                         | upstream::Error::Unwanted,
                         _,
                     ) => (Outcome::NotSent, Failure::Final),
@@ -210,6 +209,16 @@ mod tests {
                 Error::Upstream(upstream::Error::Capacity),
                 Outcome::NotSent,
                 Failure::Final,
+            ),
+            (
+                Error::Upstream(upstream::Error::Unwanted),
+                Outcome::NotSent,
+                Failure::Final,
+            ),
+            (
+                Error::Upstream(upstream::Error::Late),
+                Outcome::NotSent,
+                Failure::Unsent,
             ),
             (Error::CallerTimeout, Outcome::NotSent, Failure::Final),
         ];

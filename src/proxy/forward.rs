@@ -265,6 +265,7 @@ impl Worker {
             signed: &signed,
             stamp: clock.stamp(),
             time_min: call.route.rules.retry.attempt_time_min,
+            fair: exchange.uploading <= settings.total_timeout / 2,
             wanted: &|| !tell.is_closed(),
         };
         // If this task ends here, for whatever reason, that is the truth.
@@ -284,9 +285,7 @@ impl Worker {
         if first && matches!(&verdict, Err(error) if error.outcome() == Outcome::NotSent) {
             exchange.outcome = Outcome::NotSent;
         }
-        if let Err(Error::Upstream(
-            upstream::Error::Capacity | upstream::Error::Late | upstream::Error::Unwanted,
-        )) = verdict
+        if let Err(Error::Upstream(upstream::Error::Capacity | upstream::Error::Unwanted)) = verdict
         {
             // There was no connection to make it on, or it wasn't used.
             attempts.fetch_sub(1, Ordering::AcqRel);

@@ -220,7 +220,8 @@ impl Proxy {
         )
         .await;
         let now = self.clock.now();
-        exchange.waited += now - waited;
+        exchange.uploading = now - waited;
+        exchange.waited += exchange.uploading;
         let whole = whole.map_err(|error| match (&error, patience) {
             (payload::Error::Slow, Some(patience)) if patience <= now => Error::CallerTimeout,
             _ => Error::Payload(error),

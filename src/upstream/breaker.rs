@@ -74,6 +74,8 @@ struct Inner {
     /// The last call that was let through to decide, and when.
     trial: Option<(u64, Instant)>,
     trials: u64,
+    /// Rises with each fall from closed: a success after one says nothing of the next.
+    outage: u64,
     /// Rises with each change, so that what began before one doesn't count after it.
     era: u64,
     in_a_row: u32,
@@ -101,6 +103,7 @@ pub const TRIAL_WAIT: Duration = Duration::from_millis(800);
 #[must_use]
 pub struct Pass {
     breaker: Arc<Breaker>,
+    outage: u64,
     era: u64,
     began: Instant,
     /// Its number, if it decides.
@@ -120,6 +123,7 @@ impl Breaker {
                 state: State::Closed,
                 trial: None,
                 trials: 0,
+                outage: 0,
                 era: 0,
                 in_a_row: 0,
                 last_success: None,
@@ -159,6 +163,7 @@ impl Breaker {
         };
         Ok(Pass {
             breaker: Arc::clone(self),
+            outage: inner.outage,
             era: inner.era,
             began: now,
             trial,
@@ -210,8 +215,8 @@ impl Breaker {
                 inner.trial = None;
             }
             match health {
-                // Whenever it was let through, that was after the fall.
-                Health::Well if inner.state != State::Closed => {
+                // Whenever it was let through, that was after this fall.
+                Health::Well if inner.state != State::Closed && pass.outage == inner.outage => {
                     self.change(&mut inner, State::Closed);
                     let down = inner.since.take().map(|since| now.duration_since(since));
                     tracing::info!(upstream = %self.name, down_seconds = down.map(|down| down.as_secs_f64()), "the upstream is back");
@@ -259,6 +264,7 @@ impl Breaker {
 
     fn open(&self, inner: &mut Inner, now: Instant, why: &'static str, cause: &str) {
         inner.since = Some(now);
+        inner.outage += 1;
         self.opens.inc();
         self.change(inner, State::Open);
         tracing::warn!(upstream = %self.name, why, cause, "the upstream is held to be down: calls to it are refused until it's back");
@@ -508,6 +514,23 @@ mod tests {
         assert_eq!(bench.breaker.state(), State::Closed);
         assert_eq!(bench.breaker.falls(), 2);
         assert!(!bench.breaker.refuses(bench.now));
+    }
+
+    #[test]
+    fn a_success_after_one_fall_says_nothing_of_the_next() {
+        let mut bench = Bench::new();
+        for _ in 0..3 {
+            let _ = bench.attempt(Health::Ill);
+        }
+        bench.breaker.half_open();
+        let hung = bench.breaker.enter(bench.now).expect("one may try");
+        bench.now += Duration::from_secs(1);
+        assert_eq!(bench.attempt(Health::Well), State::Closed);
+        for _ in 0..3 {
+            let _ = bench.attempt(Health::Ill);
+        }
+        hung.tell(Health::Well, "", bench.now);
+        assert_eq!(bench.breaker.state(), State::Open);
     }
 
     #[test]

@@ -251,7 +251,7 @@ pub enum Error {
     #[error("the host is down: too many calls to it have failed")]
     Down,
     /// Once there was a connection, too little time was left to hear an answer.
-    #[error("the request's time was gone before there was a connection")]
+    #[error("the time was gone before there was a connection")]
     Late,
     /// Once there was a connection, nobody waited for an answer any more.
     #[error("the caller had gone before there was a connection")]
@@ -295,19 +295,11 @@ impl Error {
         }
     }
 
-    /// What it says of the host, where the attempt had so much time.
-    fn health(&self, time: Duration, settings: &Settings) -> Health {
-        let Settings {
-            connect_timeout,
-            attempt_timeout,
-            total_timeout,
-            ..
-        } = settings;
-        // That a host didn't answer in what a slow upload has left over is no fault of its own.
-        let enough = |usual: &Duration| time >= *usual.min(total_timeout) / 2;
+    /// What it says of the host. `fair`: the caller's own upload didn't use up the time.
+    fn health(&self, fair: bool) -> Health {
         match self {
-            Self::ConnectTimeout if !enough(connect_timeout) => Health::Unknown,
-            Self::Timeout(Left::Perhaps) if !enough(attempt_timeout) => Health::Unknown,
+            // That a host didn't answer in what a slow upload has left over is no fault of its own.
+            Self::ConnectTimeout | Self::Timeout(_) if !fair => Health::Unknown,
             Self::Resolve(_)
             | Self::Connect(_)
             | Self::Tls(_)

@@ -40,6 +40,8 @@ pub struct Call<'a> {
     pub stamp: Stamp,
     /// With less time than this it isn't sent.
     pub time_min: Duration,
+    /// Its caller's upload has left it most of its time, so that its failure says something of the host.
+    pub fair: bool,
     /// Whether somebody still waits for its answer. For nobody it isn't sent.
     pub wanted: &'a (dyn Fn() -> bool + Sync),
 }
@@ -66,14 +68,10 @@ pub async fn send(
     call: &Call<'_>,
     deadline: Instant,
 ) -> Result<Answer, Error> {
-    let time = deadline.saturating_duration_since(pool.now());
     let sent = attempt(pool, call, deadline).await;
     match &sent {
         Ok(_) => pass.tell(Health::Well, "", pool.now()),
-        Err(error) => {
-            let health = error.health(time, pool.upstream().settings());
-            pass.tell(health, &chain(error), pool.now());
-        }
+        Err(error) => pass.tell(error.health(call.fair), &chain(error), pool.now()),
     }
     sent
 }
@@ -308,6 +306,7 @@ mod tests {
             signed: &signed,
             stamp: clock.stamp(),
             time_min: Duration::ZERO,
+            fair: true,
             wanted: &|| true,
         };
         let deadline = clock.now() + Duration::from_secs(5);
@@ -412,6 +411,7 @@ mod tests {
                 signed: &signed,
                 stamp: clock.stamp(),
                 time_min: Duration::ZERO,
+                fair: true,
                 wanted: &|| true,
             };
             let deadline = clock.now() + Duration::from_secs(5);
