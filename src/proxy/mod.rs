@@ -1,5 +1,6 @@
 //! The life of a request, top to bottom. Nothing on the request path hides elsewhere.
 
+mod earlier;
 pub mod error;
 pub mod forward;
 pub mod respond;
