@@ -138,6 +138,7 @@ impl Ledger {
     }
 
     /// The counts of one upstream.
+    #[cfg(test)]
     pub(super) fn upstream(&self, name: &UpstreamName) -> Tally {
         self.upstreams.of(name)
     }

@@ -149,14 +149,14 @@ impl Slots {
     }
 
     /// Calls that hold a slot for this upstream now.
-    #[must_use]
-    pub fn in_flight(&self, upstream: &UpstreamName) -> usize {
+    #[cfg(test)]
+    fn in_flight(&self, upstream: &UpstreamName) -> usize {
         self.ledger().upstream(upstream).in_flight
     }
 
     /// Calls that wait for this upstream now.
-    #[must_use]
-    pub fn waiting(&self, upstream: &UpstreamName) -> usize {
+    #[cfg(test)]
+    fn waiting(&self, upstream: &UpstreamName) -> usize {
         self.ledger().upstream(upstream).waiting
     }
 

@@ -80,6 +80,7 @@ impl<N: Clone + Eq + Hash> Tallies<N> {
     }
 
     /// The tally by name; zeros when the name has no calls.
+    #[cfg(test)]
     pub(super) fn of(&self, name: &N) -> Tally {
         self.rows
             .get(name)
