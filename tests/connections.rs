@@ -11,28 +11,10 @@ use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
 
-use crate::support::upstream::{Act, Door, SUCCESS, Script, Seen};
+use crate::support::upstream::{Refusing, SUCCESS};
 use crate::support::{Gateway, Pki, Setup, Upstream};
 
 const READ: &str = "customerOpenApi/queryByUid";
-
-/// Answers until it's told to go, and resets every connection from then on.
-#[derive(Clone, Default)]
-struct Leaving(Arc<AtomicBool>);
-
-impl Script for Leaving {
-    fn door(&self, _: usize) -> Door {
-        if self.0.load(Ordering::SeqCst) {
-            Door::Refuse
-        } else {
-            Door::Open
-        }
-    }
-
-    fn act(&self, _: &Seen) -> Act {
-        Act::ok(SUCCESS)
-    }
-}
 
 /// The library that gives a process names of its own (cwrap's nss_wrapper).
 fn nss_wrapper() -> PathBuf {
@@ -44,18 +26,22 @@ fn nss_wrapper() -> PathBuf {
 }
 
 /// Two hosts at one port of two addresses.
-async fn pair(pki: &Pki) -> (Upstream, Leaving, Upstream) {
+async fn pair(pki: &Pki) -> (Upstream, Arc<AtomicBool>, Upstream) {
     loop {
         let first = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = first.local_addr().unwrap().port();
         let address = SocketAddr::from((Ipv4Addr::new(127, 0, 0, 2), port));
         // Somebody else may have that one.
         if let Ok(second) = TcpListener::bind(address).await {
-            let old = Leaving::default();
+            let leaving = Arc::new(AtomicBool::new(false));
+            let host = |refusing: &Arc<AtomicBool>| Refusing {
+                refusing: Arc::clone(refusing),
+                answer: SUCCESS,
+            };
             return (
-                Upstream::on(first, pki, old.clone()),
-                old,
-                Upstream::on(second, pki, Leaving::default()),
+                Upstream::on(first, pki, host(&leaving)),
+                Arc::clone(&leaving),
+                Upstream::on(second, pki, host(&Arc::default())),
             );
         }
     }
@@ -121,7 +107,7 @@ async fn traffic_moves_to_a_new_address_within_the_connections_age_and_no_read_f
         }
         heard = now;
     }
-    leaving.0.store(true, Ordering::SeqCst);
+    leaving.store(true, Ordering::SeqCst);
     old.drop_connections().await;
     let before = new.seen().len();
     new.arrived(before + 100).await;

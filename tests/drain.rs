@@ -1,10 +1,5 @@
 //! An orderly end: readiness fails first, calls under way are answered, HTTP/1 callers are asked to leave, exit 0 in the drain time.
 
-use std::sync::Arc;
-
-use tokio::sync::Semaphore;
-
-use crate::support::upstream::{Act, SUCCESS};
 use crate::support::{Gateway, Pki, Setup, Upstream};
 
 #[tokio::test]
@@ -52,26 +47,10 @@ async fn readiness_fails_first_and_serving_goes_on_for_the_drain_delay() {
     assert_eq!(upstream.seen().len(), 4);
 }
 
-/// An upstream that answers once it's let to, and counts who waits.
-async fn held(pki: &Pki) -> (Upstream, Arc<Semaphore>) {
-    let gate = Arc::new(Semaphore::new(0));
-    let held = Arc::clone(&gate);
-    let upstream = Upstream::scripted(pki, move |_| {
-        // The script isn't async: the answer's body is what waits.
-        let gate = Arc::clone(&held);
-        Act::Later(Box::pin(async move {
-            gate.acquire().await.unwrap().forget();
-            SUCCESS.into()
-        }))
-    })
-    .await;
-    (upstream, gate)
-}
-
 #[tokio::test]
 async fn calls_under_way_are_answered_and_the_exit_code_is_0() {
     let pki = Pki::new();
-    let (upstream, gate) = held(&pki).await;
+    let (upstream, gate) = Upstream::held(&pki).await;
     let mut gateway = Setup::new(&pki, Some(upstream.address)).start().await;
     let calls: Vec<_> = [gateway.client(&pki), gateway.http2_client(&pki)]
         .into_iter()
@@ -94,7 +73,7 @@ async fn calls_under_way_are_answered_and_the_exit_code_is_0() {
 #[tokio::test]
 async fn what_does_not_end_in_the_drain_time_is_cut_off_and_said() {
     let pki = Pki::new();
-    let (upstream, _gate) = held(&pki).await;
+    let (upstream, _gate) = Upstream::held(&pki).await;
     let setup = Setup::new(&pki, Some(upstream.address));
     let mut gateway = Gateway::start(setup, &["--set", "runtime.drain_timeout=200ms"]).await;
     let client = gateway.client(&pki);
@@ -125,7 +104,7 @@ async fn what_does_not_end_in_the_drain_time_is_cut_off_and_said() {
 #[tokio::test]
 async fn a_second_signal_ends_at_once() {
     let pki = Pki::new();
-    let (upstream, _gate) = held(&pki).await;
+    let (upstream, _gate) = Upstream::held(&pki).await;
     let setup = Setup::new(&pki, Some(upstream.address));
     let mut gateway = Gateway::start(
         setup,

@@ -701,21 +701,6 @@ async fn an_unknown_write_names_the_read_that_tells_what_became_of_it() {
     }
 }
 
-/// A host that answers once it's let to.
-async fn held(pki: &Pki) -> (Upstream, Arc<Semaphore>) {
-    let gate = Arc::new(Semaphore::new(0));
-    let held = Arc::clone(&gate);
-    let upstream = Upstream::scripted(pki, move |_| {
-        let gate = Arc::clone(&held);
-        Act::Later(Box::pin(async move {
-            gate.acquire().await.unwrap().forget();
-            SUCCESS.into()
-        }))
-    })
-    .await;
-    (upstream, gate)
-}
-
 const GAVE_UP: [(&str, &str); 1] = [("kybio-gateway-timeout-ms", "100")];
 
 fn is_verdict(event: &Value, word: &str) -> bool {
@@ -725,7 +710,7 @@ fn is_verdict(event: &Value, word: &str) -> bool {
 #[tokio::test]
 async fn a_caller_may_wait_for_less_and_the_call_goes_on() {
     let pki = Pki::new();
-    let (upstream, gate) = held(&pki).await;
+    let (upstream, gate) = Upstream::held(&pki).await;
     let gateway = gateway(&pki, &upstream, "").await;
     let clients = [gateway.client(&pki), gateway.http2_client(&pki)];
     for class in CLASSES {
@@ -821,7 +806,7 @@ async fn abandoned(pki: &Pki, upstream: &Upstream, gateway: &Gateway, http2: boo
 #[tokio::test]
 async fn a_caller_that_vanishes_in_the_middle_of_a_write_does_not_end_it() {
     let pki = Pki::new();
-    let (upstream, gate) = held(&pki).await;
+    let (upstream, gate) = Upstream::held(&pki).await;
     for http2 in [false, true] {
         let gateway = gateway(&pki, &upstream, "").await;
         let before = upstream.seen().len();
@@ -847,14 +832,7 @@ async fn a_read_that_nobody_waits_for_is_not_sent_again() {
     let pki = Pki::new();
     let gate = Arc::new(Semaphore::new(0));
     let held = Arc::clone(&gate);
-    let upstream = Upstream::scripted(&pki, move |_| {
-        let gate = Arc::clone(&held);
-        Act::Later(Box::pin(async move {
-            gate.acquire().await.unwrap().forget();
-            "<html>".into()
-        }))
-    })
-    .await;
+    let upstream = Upstream::scripted(&pki, move |_| Act::once_open(&held, "<html>")).await;
     for (number, wait) in ["gives up", "leaves"].into_iter().enumerate() {
         let gateway = gateway(&pki, &upstream, "").await;
         let client = gateway.client(&pki);
@@ -927,7 +905,7 @@ async fn a_write_that_nobody_waits_for_is_not_sent_once_there_is_a_connection() 
 #[tokio::test]
 async fn a_drain_waits_for_a_write_that_nobody_waits_for() {
     let pki = Pki::new();
-    let (upstream, gate) = held(&pki).await;
+    let (upstream, gate) = Upstream::held(&pki).await;
     for http2 in [false, true] {
         let mut gateway = gateway(&pki, &upstream, "").await;
         abandoned(&pki, &upstream, &gateway, http2).await;
@@ -938,7 +916,7 @@ async fn a_drain_waits_for_a_write_that_nobody_waits_for() {
 #[tokio::test]
 async fn a_drain_waits_for_a_write_whose_caller_gave_up() {
     let pki = Pki::new();
-    let (upstream, gate) = held(&pki).await;
+    let (upstream, gate) = Upstream::held(&pki).await;
     let mut gateway = gateway(&pki, &upstream, "").await;
     let client = gateway.client(&pki);
     let answer = client

@@ -326,11 +326,7 @@ impl Script for Staged {
         if self.hanging.load(Ordering::SeqCst) {
             Act::Hang
         } else if self.gated.load(Ordering::SeqCst) {
-            let gate = Arc::clone(&self.gate);
-            Act::Later(Box::pin(async move {
-                gate.acquire().await.unwrap().forget();
-                SUCCESS.into()
-            }))
+            Act::once_open(&self.gate, SUCCESS)
         } else {
             Act::ok(SUCCESS)
         }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use crate::support::upstream::{Act, Door, SUCCESS, Script, Seen};
+use crate::support::upstream::{Act, Refusing, SUCCESS};
 use crate::support::{Answer, Gateway, Pki, Setup, Upstream};
 
 const READ: &str = "customerOpenApi/queryByUid";
@@ -231,23 +231,15 @@ async fn a_read_that_stays_transient_ends_with_kybios_own_answer() {
 /// A trial that didn't reach the host found out nothing: the next call is it.
 #[tokio::test]
 async fn a_trial_that_was_not_sent_costs_no_interval() {
-    struct Refusing(Arc<AtomicBool>);
-    impl Script for Refusing {
-        fn door(&self, _: usize) -> Door {
-            if self.0.load(Ordering::SeqCst) {
-                Door::Refuse
-            } else {
-                Door::Open
-            }
-        }
-
-        fn act(&self, _: &Seen) -> Act {
-            Act::ok(USED_UP)
-        }
-    }
     let pki = Pki::new();
     let refusing = Arc::new(AtomicBool::new(false));
-    let upstream = Upstream::with(&pki, Refusing(Arc::clone(&refusing))).await;
+    let upstream = {
+        let host = Refusing {
+            refusing: Arc::clone(&refusing),
+            answer: USED_UP,
+        };
+        Upstream::with(&pki, host).await
+    };
     let mut setup = Setup::new(&pki, Some(upstream.address));
     setup.kybio = format!(
         "{}utc_offset = \"{}\"\nquota_trial_interval = \"2s\"\n",

@@ -14,21 +14,6 @@ const READ: &str = "customerOpenApi/queryByUid";
 
 const TILL: &str = "spiffe://shop.example/till";
 
-/// A host that answers as often as it's let to.
-async fn held(pki: &Pki) -> (Upstream, Arc<Semaphore>) {
-    let gate = Arc::new(Semaphore::new(0));
-    let held = Arc::clone(&gate);
-    let upstream = Upstream::scripted(pki, move |_| {
-        let gate = Arc::clone(&held);
-        Act::Later(Box::pin(async move {
-            gate.acquire().await.unwrap().forget();
-            SUCCESS.into()
-        }))
-    })
-    .await;
-    (upstream, gate)
-}
-
 /// With a second caller, `till`, and an account of its own.
 async fn started(pki: &Pki, upstream: &Upstream, kybio: &str, orders: &str) -> Gateway {
     let mut setup = Setup::new(pki, Some(upstream.address));
@@ -58,7 +43,7 @@ async fn queued(gateway: &Gateway, count: f64) {
 #[tokio::test]
 async fn a_callers_bulk_job_does_not_starve_anothers_till() {
     let pki = Pki::new();
-    let (upstream, gate) = held(&pki).await;
+    let (upstream, gate) = Upstream::held(&pki).await;
     let gateway = started(&pki, &upstream, "in_flight_max = 4\n", "").await;
     let bulk = Arc::new(gateway.http2_client(&pki));
     let jobs: Vec<_> = (0..40)
@@ -97,7 +82,7 @@ async fn a_callers_bulk_job_does_not_starve_anothers_till() {
 #[tokio::test]
 async fn each_limit_is_told_by_its_own_code_and_nothing_is_sent() {
     let pki = Pki::new();
-    let (upstream, gate) = held(&pki).await;
+    let (upstream, gate) = Upstream::held(&pki).await;
     let cases = [
         (
             "queue_max = 0\nin_flight_max = 1\n",
@@ -148,7 +133,7 @@ async fn each_limit_is_told_by_its_own_code_and_nothing_is_sent() {
 #[tokio::test]
 async fn who_leaves_the_queue_has_sent_nothing() {
     let pki = Pki::new();
-    let (upstream, gate) = held(&pki).await;
+    let (upstream, gate) = Upstream::held(&pki).await;
     let gateway = started(&pki, &upstream, "in_flight_max = 1\n", "").await;
     let first = spawn(&Arc::new(gateway.client(&pki)), "{}".to_owned());
     upstream.arrived(1).await;
@@ -210,11 +195,7 @@ async fn an_account_without_calls_does_not_wait_for_a_turn() {
         if seen.text().contains("abcdefghijklmn") {
             return Act::ok(USED_UP);
         }
-        let gate = Arc::clone(&held);
-        Act::Later(Box::pin(async move {
-            gate.acquire().await.unwrap().forget();
-            SUCCESS.into()
-        }))
+        Act::once_open(&held, SUCCESS)
     })
     .await;
     let gateway = started(

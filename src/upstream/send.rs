@@ -286,8 +286,8 @@ mod tests {
         Pool::new(Arc::new(upstream), Clock::system(), TaskTracker::new())
     }
 
-    fn signed() -> SignedBody {
-        let draft = payload::check(Bytes::new()).expect("empty");
+    fn signed(body: Bytes) -> SignedBody {
+        let draft = payload::check(body).expect("JSON, or nothing");
         let payload = draft
             .address(&AppId::new("a").expect("an appId"))
             .expect("none");
@@ -298,12 +298,15 @@ mod tests {
     }
 
     async fn call(pool: &Pool) -> Result<Bytes, Error> {
+        call_with(pool, &signed(Bytes::new())).await
+    }
+
+    async fn call_with(pool: &Pool, signed: &SignedBody) -> Result<Bytes, Error> {
         let operation = OperationName::new("a/b").expect("a name");
         let clock = Clock::system();
-        let signed = signed();
         let call = Call {
             operation: &operation,
-            signed: &signed,
+            signed,
             stamp: clock.stamp(),
             time_min: Duration::ZERO,
             fair: true,
@@ -397,27 +400,9 @@ mod tests {
         });
         let pool = pool(address);
         let body = format!("{{\"a\":\"{}\"}}", "x".repeat(32 << 20));
-        let draft = payload::check(body.into()).expect("JSON");
-        let payload = draft
-            .address(&AppId::new("a").expect("an appId"))
-            .expect("none");
-        let key = AppKey::new(&Zeroizing::new(b"key".to_vec())).expect("a key");
-        let signed = sign(&payload, &key);
-        let operation = OperationName::new("a/b").expect("a name");
-        let clock = Clock::system();
+        let signed = signed(body.into());
         for _ in 0..3 {
-            let call = Call {
-                operation: &operation,
-                signed: &signed,
-                stamp: clock.stamp(),
-                time_min: Duration::ZERO,
-                fair: true,
-                wanted: &|| true,
-            };
-            let deadline = clock.now() + Duration::from_secs(5);
-            let pass = pool.upstream().enter(clock.now()).expect("closed");
-            let sent = send(&pool, pass, &call, deadline).await;
-            assert_eq!(sent.expect("its answer").body, BODY);
+            assert_eq!(call_with(&pool, &signed).await.expect("its answer"), BODY);
         }
         for _ in 0..3 {
             // Each came on a connection of its own; the host hands it over once it has answered.

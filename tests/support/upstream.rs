@@ -5,7 +5,7 @@ use std::net::{Shutdown, SocketAddr};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -15,7 +15,7 @@ use md5::{Digest, Md5};
 use socket2::SockRef;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinHandle;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
@@ -145,6 +145,15 @@ impl Act {
         )
     }
 
+    /// Answers so, once the gate lets it.
+    pub fn once_open(gate: &Arc<Semaphore>, body: &'static str) -> Self {
+        let gate = Arc::clone(gate);
+        Self::Later(Box::pin(async move {
+            gate.acquire().await.unwrap().forget();
+            body.into()
+        }))
+    }
+
     pub fn raw(bytes: impl Into<Bytes>, then: Then) -> Self {
         let bytes = bytes.into();
         Self::Raw { bytes, then }
@@ -157,6 +166,26 @@ struct Answering<F>(F);
 impl<F: Fn(&Seen) -> Act + Send + Sync + 'static> Script for Answering<F> {
     fn act(&self, seen: &Seen) -> Act {
         (self.0)(seen)
+    }
+}
+
+/// A host that answers so, and that can be told to reset connections before TLS.
+pub struct Refusing {
+    pub refusing: Arc<AtomicBool>,
+    pub answer: &'static str,
+}
+
+impl Script for Refusing {
+    fn door(&self, _: usize) -> Door {
+        if self.refusing.load(Ordering::SeqCst) {
+            Door::Refuse
+        } else {
+            Door::Open
+        }
+    }
+
+    fn act(&self, _: &Seen) -> Act {
+        Act::ok(self.answer)
     }
 }
 
@@ -191,6 +220,14 @@ impl Upstream {
         script: impl Fn(&Seen) -> Act + Send + Sync + 'static,
     ) -> Self {
         Self::with(pki, Answering(script)).await
+    }
+
+    /// Answers success as often as the gate lets it.
+    pub async fn held(pki: &Pki) -> (Self, Arc<Semaphore>) {
+        let gate = Arc::new(Semaphore::new(0));
+        let held = Arc::clone(&gate);
+        let upstream = Self::scripted(pki, move |_| Act::once_open(&held, SUCCESS)).await;
+        (upstream, gate)
     }
 
     /// With a script that has a word on connections too.
