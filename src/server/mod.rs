@@ -1,5 +1,7 @@
 //! Builds everything from a [`Config`], runs it, and brings it to an orderly end.
 
+pub mod socket;
+
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -10,10 +12,6 @@ use rustix::process::Resource;
 use rustix::process::Rlimit;
 use rustix::process::getrlimit;
 use rustix::process::setrlimit;
-use socket2::Domain;
-use socket2::Protocol;
-use socket2::Socket;
-use socket2::Type;
 use tokio::net::TcpListener;
 use tokio::runtime;
 use tokio::sync::mpsc;
@@ -33,6 +31,7 @@ use crate::proxy::Proxy;
 use crate::proxy::Worker;
 use crate::proxy::route::Route;
 use crate::quota::Latches;
+use crate::server::socket::bind;
 use crate::slots::Slots;
 use crate::stop::Stop;
 use crate::upstream::probe;
@@ -42,9 +41,6 @@ const DESCRIPTORS_RESERVED: u64 = 128;
 
 /// How often idle connections to upstreams are looked at.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
-
-/// Connections that wait in the kernel until they're taken.
-const BACKLOG: i32 = 4_096;
 
 /// Everything that's needed, bound and built, but not running yet.
 pub struct Server {
@@ -378,30 +374,4 @@ fn raise_descriptor_limit(config: &Config) -> Result<(), Error> {
     )
     .map_err(io::Error::from)?;
     Ok(())
-}
-
-fn bind(
-    key: &'static str,
-    address: SocketAddr,
-    reuse_port: bool,
-) -> Result<std::net::TcpListener, Error> {
-    let bound = || {
-        let socket = Socket::new(
-            Domain::for_address(address),
-            Type::STREAM,
-            Some(Protocol::TCP),
-        )?;
-        // A restart isn't to wait for the connections of the one before it; on Linux this doesn't let two processes listen.
-        socket.set_reuse_address(true)?;
-        socket.set_reuse_port(reuse_port)?;
-        socket.set_nonblocking(true)?;
-        socket.bind(&address.into())?;
-        socket.listen(BACKLOG)?;
-        Ok(socket.into())
-    };
-    bound().map_err(|cause| Error::Bind {
-        key,
-        address,
-        cause,
-    })
 }

@@ -1,0 +1,79 @@
+//! Merchant accounts with their keys.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use crate::account::Account;
+use crate::account::AppId;
+use crate::config::build::Builder;
+use crate::config::build::closest;
+use crate::config::files;
+use crate::name::AccountName;
+use crate::name::UpstreamName;
+
+impl Builder<'_> {
+    pub(super) fn accounts(&mut self) -> Vec<Arc<Account>> {
+        let checked = self.checked;
+        let refuse = checked.text(&["runtime", "on_bad_key"]) == Some("refuse");
+        let mut accounts = Vec::new();
+        for written in checked.names("accounts") {
+            let key = |key| ["accounts", written, key];
+            let name = self.keep(
+                &["accounts", written],
+                AccountName::new(written).map_err(|error| error.to_string()),
+            );
+            let upstream = checked.text(&key("upstream")).and_then(|upstream| {
+                let known = checked.names("upstreams");
+                if !known.contains(&upstream) {
+                    let message = format!("there is no [upstreams.{upstream}]");
+                    self.faults.push(checked.fault(
+                        &key("upstream"),
+                        message,
+                        closest(upstream, &known),
+                    ));
+                    return None;
+                }
+                UpstreamName::new(upstream).ok()
+            });
+            let app_id = checked
+                .text(&key("app_id"))
+                .map(|text| AppId::new(text).map_err(|error| error.to_string()));
+            let app_id = app_id.and_then(|app_id| self.keep(&key("app_id"), app_id));
+            let app_key = checked
+                .text(&key("app_key_file"))
+                .map(|path| files::app_key(Path::new(path)));
+            if let Some(Err(fault)) = &app_key {
+                let place = key("app_key_file");
+                let hint = (!refuse).then(|| "this account is disabled".to_owned());
+                let fault = checked.fault(&place, fault.to_string(), hint);
+                if refuse {
+                    self.faults.push(fault)
+                } else {
+                    self.notices.push(fault)
+                }
+            }
+            let (Some(name), Some(upstream), Some(app_id), Some(app_key)) =
+                (name, upstream, app_id, app_key)
+            else {
+                continue;
+            };
+            let paused = checked.boolean(&key("paused")) == Some(true);
+            accounts.push(Arc::new(Account {
+                name,
+                app_id,
+                upstream,
+                key: app_key,
+                paused,
+                in_flight_max: checked.integer(&key("in_flight_max")),
+            }));
+        }
+        if checked.names("accounts").is_empty() {
+            self.fault_with_hint(
+                &["accounts"],
+                "there is no account",
+                "write a table such as [accounts.main] with upstream, app_id and app_key_file",
+            );
+        }
+        accounts
+    }
+}

@@ -1,0 +1,181 @@
+//! Who may be who, and do what.
+
+use std::collections::BTreeMap;
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use crate::account::Account;
+use crate::account::AppId;
+use crate::config::build::Builder;
+use crate::config::build::closest;
+use crate::config::build::nearest;
+use crate::identity::Identity;
+use crate::name::AccountName;
+use crate::name::CallerName;
+use crate::operations::Catalogue;
+use crate::pattern::Pattern;
+use crate::policy::AccountBy;
+use crate::policy::CallerRules;
+
+impl Builder<'_> {
+    pub(super) fn callers(
+        &mut self,
+        accounts: &[Arc<Account>],
+        catalogue: &Catalogue,
+    ) -> (Vec<CallerRules>, Vec<(Identity, CallerName)>) {
+        let checked = self.checked;
+        let mut callers = Vec::new();
+        let mut identities: BTreeMap<Identity, CallerName> = BTreeMap::new();
+        for written in checked.names("callers") {
+            let Some(name) = self.keep(
+                &["callers", written],
+                CallerName::new(written).map_err(|error| error.to_string()),
+            ) else {
+                continue;
+            };
+            for text in checked.texts(&["callers", written, "identities"]) {
+                let path = ["callers", written, "identities"];
+                let identity = Identity::parse(text).map_err(|error| format!("{text:?}: {error}"));
+                let Some(identity) = self.keep(&path, identity) else {
+                    continue;
+                };
+                if let Some(other) = identities.insert(identity, name.clone()) {
+                    self.fault(
+                        &path,
+                        format!("{text:?} is also an identity of the caller {other}"),
+                    );
+                }
+            }
+            if let Some(rules) = self.rules(written, name, accounts, catalogue) {
+                callers.push(rules);
+            }
+        }
+        if checked.names("callers").is_empty() {
+            let hint =
+                "write a table such as [callers.orders] with identities, accounts and operations";
+            self.fault_with_hint(&["callers"], "there is no caller", hint);
+        }
+        (callers, identities.into_iter().collect())
+    }
+
+    fn rules(
+        &mut self,
+        written: &str,
+        name: CallerName,
+        accounts: &[Arc<Account>],
+        catalogue: &Catalogue,
+    ) -> Option<CallerRules> {
+        let checked = self.checked;
+        let key = |key| ["callers", written, key];
+        let patterns = |name| {
+            checked
+                .texts(&key(name))
+                .iter()
+                .map(|text| Pattern::new(text))
+                .collect::<Vec<_>>()
+        };
+        let (account_patterns, operations) = (patterns("accounts"), patterns("operations"));
+        for (pattern, text) in account_patterns.iter().zip(checked.texts(&key("accounts"))) {
+            // An account whose table has faults is among those already.
+            if !checked
+                .names("accounts")
+                .iter()
+                .any(|name| pattern.matches(name))
+            {
+                let hint = closest(text, &checked.names("accounts"));
+                self.faults.push(checked.fault(
+                    &key("accounts"),
+                    format!("{text:?} matches no account"),
+                    hint,
+                ));
+            }
+        }
+        for (pattern, text) in operations.iter().zip(checked.texts(&key("operations"))) {
+            let path = key("operations");
+            let mut matching = catalogue
+                .iter()
+                .filter(|operation| pattern.matches(operation.name.as_str()))
+                .peekable();
+            if matching.peek().is_none() {
+                let near = nearest(text, catalogue).map_or_else(
+                    || "an operation outside the catalogue needs its own [operations.\"module/method\"]".to_owned(),
+                    |near| format!("did you mean {:?}?", near.as_str()),
+                );
+                self.fault_with_hint(&path, format!("{text:?} matches no operation"), near);
+            } else if !pattern.is_exact() && matching.all(|operation| operation.explicit) {
+                self.fault_with_hint(
+                    &path,
+                    format!("{text:?} grants nothing"),
+                    "what it matches is granted by its exact name alone",
+                );
+            }
+        }
+        let mine: Vec<_> = accounts
+            .iter()
+            .filter(|account| {
+                account_patterns
+                    .iter()
+                    .any(|pattern| pattern.matches(account.name.as_str()))
+            })
+            .collect();
+        let account_by = if checked.text(&key("account_by")) == Some("app-id") {
+            AccountBy::AppId
+        } else {
+            AccountBy::Header
+        };
+        if account_by == AccountBy::AppId {
+            self.refuse_shared_app_ids(&key("account_by"), &mine);
+        }
+        let default_account = match checked.text(&key("default_account")) {
+            None => None,
+            Some(default)
+                if checked.names("accounts").contains(&default)
+                    && account_patterns
+                        .iter()
+                        .any(|pattern| pattern.matches(default)) =>
+            {
+                AccountName::new(default).ok()
+            }
+            Some(default) => {
+                self.fault(
+                    &key("default_account"),
+                    format!("{default:?} isn't one of this caller's accounts"),
+                );
+                None
+            }
+        };
+        for list in ["identities", "accounts", "operations"] {
+            if checked.texts(&key(list)).is_empty()
+                && !self
+                    .faults
+                    .iter()
+                    .any(|fault| fault.key == format!("callers.{written}.{list}"))
+            {
+                self.fault(
+                    &key(list),
+                    "the list is empty: this caller could do nothing",
+                );
+            }
+        }
+        let paused = checked.boolean(&key("paused")) == Some(true);
+        Some(CallerRules {
+            name,
+            accounts: account_patterns,
+            default_account,
+            account_by,
+            operations,
+            paused,
+            in_flight_max: checked.integer(&key("in_flight_max")),
+        })
+    }
+
+    /// Where the body's appId chooses, it must choose one.
+    fn refuse_shared_app_ids(&mut self, path: &[&str], accounts: &[&Arc<Account>]) {
+        let mut seen: HashMap<&AppId, &AccountName> = HashMap::new();
+        for account in accounts {
+            if let Some(other) = seen.insert(&account.app_id, &account.name) {
+                self.fault(path, format!("the accounts {other} and {} have the same app_id, so that it can't choose between them", account.name));
+            }
+        }
+    }
+}

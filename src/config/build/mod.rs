@@ -1,0 +1,126 @@
+//! From checked values to what is true: parsed names, loaded files, resolved references. What can't be is a fault; nothing stops at
+//! the first. One file for each table.
+
+mod accounts;
+mod callers;
+mod door;
+mod operations;
+mod upstreams;
+
+use crate::config::Config;
+use crate::config::Runtime;
+use crate::config::check::Checked;
+use crate::config::environment;
+use crate::config::fault::Fault;
+use crate::observe::log;
+use crate::operation::OperationName;
+use crate::operations::Catalogue;
+use crate::proxy;
+
+pub(super) struct Builder<'a> {
+    pub(super) checked: &'a Checked<'a>,
+    pub(super) faults: &'a mut Vec<Fault>,
+    /// Worth a word, but no reason not to start.
+    pub(super) notices: &'a mut Vec<Fault>,
+}
+
+impl Builder<'_> {
+    /// `None` when a part is missing; why is among the faults.
+    pub(super) fn config(mut self) -> Option<Config> {
+        let door = self.door();
+        let upstreams = self.upstreams();
+        let catalogue = self.catalogue();
+        let accounts = self.accounts();
+        let (callers, identities) = self.callers(&accounts, &catalogue);
+        let checked = self.checked;
+        let admin = checked.address(&["admin", "address"])?;
+        if checked.address(&["listener", "address"]) == Some(admin) && admin.port() != 0 {
+            self.fault(&["admin", "address"], "it's the same as listener.address");
+        }
+        let runtime = Runtime {
+            workers: checked.integer(&["runtime", "workers"]),
+            drain_delay: checked.duration(&["runtime", "drain_delay"]),
+            drain_timeout: checked.duration(&["runtime", "drain_timeout"]),
+        };
+        let body = proxy::Settings {
+            body_bytes_max: checked.integer(&["listener", "body_bytes_max"]),
+            body_timeout: checked.duration(&["listener", "body_timeout"]),
+        };
+        let log = self.log();
+        Some(Config {
+            door: door?,
+            body,
+            admin,
+            upstreams,
+            accounts,
+            callers,
+            identities,
+            catalogue,
+            log,
+            runtime,
+            notices: Vec::new(),
+        })
+    }
+
+    fn fault(&mut self, path: &[&str], message: impl Into<String>) {
+        self.faults.push(self.checked.fault(path, message, None));
+    }
+
+    fn fault_with_hint(
+        &mut self,
+        path: &[&str],
+        message: impl Into<String>,
+        hint: impl Into<String>,
+    ) {
+        self.faults
+            .push(self.checked.fault(path, message, Some(hint.into())));
+    }
+
+    /// Keeps what was read, or reports why it couldn't be.
+    fn keep<T>(&mut self, path: &[&str], read: Result<T, String>) -> Option<T> {
+        read.map_err(|message| self.fault(path, message)).ok()
+    }
+
+    fn log(&self) -> log::Settings {
+        let format = if self.checked.text(&["log", "format"]) == Some("human") {
+            log::Format::Human
+        } else {
+            log::Format::Json
+        };
+        let level = match self.checked.text(&["log", "level"]) {
+            Some("error") => log::Level::Error,
+            Some("warn") => log::Level::Warn,
+            Some("debug") => log::Level::Debug,
+            Some("trace") => log::Level::Trace,
+            _ => log::Level::Info,
+        };
+        log::Settings {
+            format,
+            level,
+            plain: environment::no_color(),
+        }
+    }
+}
+
+fn nearest(text: &str, catalogue: &Catalogue) -> Option<OperationName> {
+    let names = catalogue
+        .iter()
+        .map(|operation| (&operation.name, operation.name.as_str()));
+    most_alike(text, names, 0.9).cloned()
+}
+
+fn closest(text: &str, names: &[&str]) -> Option<String> {
+    let near = most_alike(text, names.iter().map(|name| (*name, *name)), 0.7)?;
+    Some(format!("did you mean {near:?}?"))
+}
+
+/// What was most likely meant, if any of it is alike enough.
+fn most_alike<'a, T>(
+    text: &str,
+    names: impl Iterator<Item = (T, &'a str)>,
+    likeness_min: f64,
+) -> Option<T> {
+    let scored = names.map(|(item, name)| (strsim::jaro_winkler(name, text), item));
+    let (likeness, item) = scored.max_by(|one, other| one.0.total_cmp(&other.0))?;
+    (likeness > likeness_min).then_some(item)
+}

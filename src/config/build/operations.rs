@@ -1,0 +1,126 @@
+//! The catalogue, with what the operator adds to it or knows better.
+
+use crate::answers::Answer;
+use crate::answers::AnswerClass;
+use crate::config::build::Builder;
+use crate::config::build::nearest;
+use crate::operation::Class;
+use crate::operation::OperationName;
+use crate::operation::Repeat;
+use crate::operations::Catalogue;
+use crate::operations::Override;
+
+impl Builder<'_> {
+    pub(super) fn catalogue(&mut self) -> Catalogue {
+        let checked = self.checked;
+        let mut catalogue = Catalogue::shipped();
+        for written in checked.names("operations") {
+            let key = |key| ["operations", written, key];
+            // Written in any letter case, an operation that's known keeps its canonical name.
+            let known = catalogue
+                .get(written)
+                .map(|operation| Ok(operation.name.clone()));
+            let unknown = known.is_none();
+            let name = known
+                .unwrap_or_else(|| OperationName::new(written).map_err(|error| error.to_string()));
+            let Some(name) = self.keep(&["operations", written], name) else {
+                continue;
+            };
+            // To pause or change a misspelled operation would do nothing; one of that very name says its class.
+            if unknown
+                && checked.text(&key("class")).is_none()
+                && let Some(near) = nearest(written, &catalogue)
+            {
+                let hint = format!(
+                    "did you mean {:?}? If there is one of this name too, write its class",
+                    near.as_str()
+                );
+                self.fault_with_hint(&["operations", written], "isn't in the catalogue", hint);
+            }
+            let lookup = checked
+                .text(&key("lookup"))
+                .map(|text| OperationName::new(text).map_err(|error| error.to_string()));
+            let changes = Override {
+                class: checked.text(&key("class")).and_then(word::<Class>),
+                explicit: checked.boolean(&key("explicit")),
+                repeat: checked.text(&key("repeat")).and_then(word::<Repeat>),
+                lookup: lookup.and_then(|lookup| self.keep(&key("lookup"), lookup)),
+                paused: checked.boolean(&key("paused")),
+            };
+            let trusted = changes.repeat == Some(Repeat::IdenticalBytes);
+            let operation = catalogue.set(name, changes);
+            if trusted && operation.class != Class::DeduplicatedWrite {
+                let message = format!(
+                    "this is a {}, of which KYBIO would take a repeat for a call of its own",
+                    operation.class.as_str()
+                );
+                self.fault_with_hint(
+                    &key("repeat"),
+                    message,
+                    "identical-bytes is for a deduplicated-write alone",
+                );
+            }
+        }
+        for written in checked.names("operations") {
+            let key = ["operations", written, "lookup"];
+            let lookup = checked.text(&key).map(|lookup| catalogue.get(lookup));
+            if lookup.is_some_and(|lookup| lookup.is_none_or(|found| found.class != Class::Read)) {
+                self.fault_with_hint(
+                    &key,
+                    "is no read that there is",
+                    "name the operation that shows whether the write took effect",
+                );
+            }
+        }
+        catalogue.know(self.answers());
+        catalogue
+    }
+
+    /// Error answers that the operator knows.
+    fn answers(&mut self) -> Vec<Answer> {
+        let checked = self.checked;
+        let mut answers = Vec::new();
+        for written in checked.names("answers") {
+            let key = |key| ["answers", written, key];
+            let class = checked.text(&key("class")).and_then(word::<AnswerClass>);
+            if checked.is_empty_list(&key("match")) {
+                self.fault(&key("match"), "the list is empty: no answer would fit");
+            }
+            for text in checked.texts(&key("match")) {
+                if text.trim().is_empty() {
+                    self.fault(
+                        &key("match"),
+                        "a blank text says nothing: it may be part of any message",
+                    );
+                }
+                let code = text.parse().ok();
+                let message = code.is_none().then(|| text.clone());
+                let Some(class) = class else { continue };
+                let answer = Answer {
+                    code,
+                    message,
+                    class,
+                };
+                let same = |other: &&Answer| {
+                    (other.code, &other.message) == (answer.code, &answer.message)
+                };
+                if answers
+                    .iter()
+                    .any(|other| same(&other) && other.class != class)
+                {
+                    self.fault(
+                        &key("match"),
+                        format!("{text:?} has another class in another [answers.*]"),
+                    );
+                }
+                answers.push(answer);
+            }
+        }
+        answers
+    }
+}
+
+/// A word of a closed set, in the spelling that the catalogue has too.
+fn word<T: serde::de::DeserializeOwned>(text: &str) -> Option<T> {
+    serde_json::from_value(serde_json::Value::String(text.to_owned())).ok()
+}

@@ -1,0 +1,161 @@
+//! KYBIO hosts.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustls::RootCertStore;
+
+use crate::config::build::Builder;
+use crate::config::files;
+use crate::name::UpstreamName;
+use crate::proxy::route;
+use crate::quota;
+use crate::retry;
+use crate::upstream;
+use crate::upstream::BaseUrl;
+use crate::upstream::breaker;
+
+impl Builder<'_> {
+    pub(super) fn upstreams(&mut self) -> Vec<route::Settings> {
+        let checked = self.checked;
+        let mut upstreams = Vec::new();
+        for name in checked.names("upstreams") {
+            let key = |key| ["upstreams", name, key];
+            let roots = self.roots(&key("roots"));
+            let base_url = checked
+                .text(&key("base_url"))
+                .map(|text| BaseUrl::parse(text).map_err(|error| error.to_string()));
+            let base_url = base_url.and_then(|url| self.keep(&key("base_url"), url));
+            let parsed = self.keep(
+                &["upstreams", name],
+                UpstreamName::new(name).map_err(|error| error.to_string()),
+            );
+            let (Some(name), Some(base_url), Some(roots)) = (parsed, base_url, roots) else {
+                continue;
+            };
+            let elsewhere = checked
+                .addresses(&key("resolve"))
+                .iter()
+                .any(|address| !address.ip().is_loopback());
+            if !base_url.is_tls() && elsewhere {
+                self.fault_with_hint(
+                    &key("resolve"),
+                    "with http:// only this machine's own addresses are allowed",
+                    "use https://",
+                );
+            }
+            let utc_offset = checked.text(&key("utc_offset")).map(utc_offset);
+            let utc_offset = utc_offset.and_then(|offset| self.keep(&key("utc_offset"), offset));
+            let settings = upstream::Settings {
+                name,
+                base_url,
+                roots,
+                resolve: checked.addresses(&key("resolve")).to_vec(),
+                connect_timeout: checked.duration(&key("connect_timeout")),
+                attempt_timeout: checked.duration(&key("attempt_timeout")),
+                total_timeout: checked.duration(&key("total_timeout")),
+                idle_timeout: checked.duration(&key("idle_timeout")),
+                connection_age_max: checked.duration(&key("connection_age_max")),
+                connections_max: checked.integer(&key("connections_max")),
+                reply_bytes_max: checked.integer(&key("reply_bytes_max")),
+                breaker: breaker::Rules {
+                    failures: checked.small(&key("breaker_failures")),
+                    percent: checked.small(&key("breaker_percent")),
+                    volume: checked.small(&key("breaker_volume")),
+                    window: checked.duration(&key("breaker_window")),
+                },
+            };
+            if checked.duration(&key("backoff_min")) > checked.duration(&key("backoff_max")) {
+                self.fault(&key("backoff_min"), "is longer than backoff_max");
+            }
+            let in_flight_max = checked.number(&key("in_flight_max"));
+            if in_flight_max.is_some_and(|max| {
+                usize::try_from(max).is_ok_and(|max| max > settings.connections_max)
+            }) {
+                self.fault(&key("in_flight_max"), "is more than connections_max: those beyond would wait for a connection while their time runs");
+            }
+            let rules = route::Rules {
+                retry: retry::Rules {
+                    attempts_max: checked.small(&key("attempts_max")),
+                    backoff_min: checked.duration(&key("backoff_min")),
+                    backoff_max: checked.duration(&key("backoff_max")),
+                    attempt_time_min: attempt_time_min(
+                        settings.attempt_timeout.min(settings.total_timeout),
+                    ),
+                },
+                quota: quota::Rules {
+                    utc_offset: utc_offset.unwrap_or_default(),
+                    trial_interval: checked.duration(&key("quota_trial_interval")),
+                },
+                in_flight_max: in_flight_max
+                    .and_then(|number| usize::try_from(number).ok())
+                    .unwrap_or(settings.connections_max),
+                queue_max: checked.integer(&key("queue_max")),
+                queue_timeout: checked.duration(&key("queue_timeout")),
+            };
+            upstreams.push(route::Settings {
+                upstream: settings,
+                rules,
+            });
+        }
+        if checked.names("upstreams").is_empty() {
+            self.fault_with_hint(
+                &["upstreams"],
+                "there is no upstream",
+                "write a table such as [upstreams.kybio] with its base_url",
+            );
+        }
+        upstreams
+    }
+
+    fn roots(&mut self, path: &[&str; 3]) -> Option<Arc<RootCertStore>> {
+        let roots = match self.checked.text(path) {
+            None => return None,
+            Some("system") => system_roots(),
+            Some("bundled") => Ok(RootCertStore {
+                roots: webpki_roots::TLS_SERVER_ROOTS.to_vec(),
+            }),
+            Some(path) => files::roots(Path::new(path)),
+        };
+        self.keep(path, roots).map(Arc::new)
+    }
+}
+
+/// Too little time to hear an answer: a tenth of what an attempt has, and never more than a second.
+fn attempt_time_min(attempt_timeout: Duration) -> Duration {
+    (attempt_timeout / 10).min(Duration::from_secs(1))
+}
+
+/// Seconds east of UTC, as RFC 3339 writes an offset.
+fn utc_offset(text: &str) -> Result<i32, String> {
+    let seconds = || {
+        let (sign, rest) = match text.split_at_checked(1)? {
+            ("+", rest) => (1, rest),
+            ("-", rest) => (-1, rest),
+            _ => return None,
+        };
+        let (hours, minutes) = rest.split_once(':')?;
+        let number = |text: &str, max: i32| {
+            let digits = text.len() == 2 && text.bytes().all(|byte| byte.is_ascii_digit());
+            let number: i32 = if digits {
+                text.parse().ok()?
+            } else {
+                return None;
+            };
+            (number <= max).then_some(number)
+        };
+        Some(sign * (number(hours, 14)? * 3_600 + number(minutes, 59)? * 60))
+    };
+    seconds().ok_or_else(|| "write the hours and minutes before UTC as \"+08:00\", after it as \"-05:00\"; at most 14 hours".to_owned())
+}
+
+fn system_roots() -> Result<RootCertStore, String> {
+    let mut roots = RootCertStore::empty();
+    let found = rustls_native_certs::load_native_certs();
+    roots.add_parsable_certificates(found.certs);
+    if roots.is_empty() {
+        return Err("the system has no certificates (on Debian: apt-get install ca-certificates); or write \"bundled\", or a PEM file".to_owned());
+    }
+    Ok(roots)
+}
