@@ -1,6 +1,7 @@
 //! A merchant account and its secret. The key is absorbed into a digest the moment it's read, and nothing here can print it.
 
 use std::fmt;
+use std::sync::Arc;
 
 use md5::Digest;
 use md5::Md5;
@@ -19,11 +20,32 @@ pub struct Account {
     /// The host that its signed bodies go to, and no other.
     pub upstream: UpstreamName,
     /// The key, or why there is none (a fixed sentence, fit for a log).
-    pub key: Result<AppKey, KeyFault>,
+    pub key: Result<Arc<AppKey>, KeyFault>,
     /// Kill switch.
     pub paused: bool,
     /// Calls with it at a time.
     pub in_flight_max: usize,
+}
+
+impl Account {
+    /// The same merchant at the same host: a key of the one is a key of the other.
+    #[must_use]
+    pub fn is_same_at_kybio(&self, other: &Self) -> bool {
+        self.app_id == other.app_id && self.upstream == other.upstream
+    }
+
+    /// The account with another key.
+    #[must_use]
+    pub fn with_key(&self, key: Result<Arc<AppKey>, KeyFault>) -> Self {
+        Self {
+            name: self.name.clone(),
+            app_id: self.app_id.clone(),
+            upstream: self.upstream.clone(),
+            key,
+            paused: self.paused,
+            in_flight_max: self.in_flight_max,
+        }
+    }
 }
 
 /// The vendor's public half of the credentials: goes into the body as `appId`.

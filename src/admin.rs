@@ -3,6 +3,8 @@
 use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -43,7 +45,7 @@ pub struct Admin {
     /// For `/metrics`.
     pub metrics: Arc<Metrics>,
     /// For `/readyz`: at least one account can be used.
-    pub usable: bool,
+    pub usable: Arc<AtomicBool>,
     /// For `/readyz`: not ready once this is cancelled.
     pub draining: CancellationToken,
 }
@@ -100,7 +102,7 @@ impl Admin {
             "/readyz" if self.draining.is_cancelled() => {
                 page(StatusCode::SERVICE_UNAVAILABLE, TEXT, "draining\n")
             }
-            "/readyz" if !self.usable => page(
+            "/readyz" if !self.usable.load(Ordering::Acquire) => page(
                 StatusCode::SERVICE_UNAVAILABLE,
                 TEXT,
                 "no account has a usable key\n",

@@ -99,6 +99,9 @@ pub enum Unknown {
     /// More than one URI, or one that isn't a SPIFFE ID.
     #[error("the certificate's URI names aren't exactly one SPIFFE ID")]
     OddUris,
+    /// It was good when the connection began.
+    #[error("the certificate isn't accepted any more: {0}")]
+    Refused(&'static str),
     /// Its DNS names belong to more than one caller.
     #[error("the certificate's names belong to more than one caller")]
     Ambiguous,
@@ -138,6 +141,15 @@ impl Names {
     }
 }
 
+/// What a connection has shown of who is at its other end.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Presented {
+    /// A certificate that was verified.
+    Certificate(Names),
+    /// A certificate that was verified once, and isn't good any more: why, as the reason of a failed handshake.
+    Refused(&'static str),
+}
+
 /// All identities that configuration knows.
 #[derive(Clone, Debug, Default)]
 pub struct Callers(HashMap<Identity, CallerName>);
@@ -152,9 +164,12 @@ impl Callers {
     /// The caller that a verified certificate belongs to.
     ///
     /// # Errors
-    /// When it belongs to none, or to more than one.
-    pub fn identify(&self, names: &Names) -> Result<Caller, Unknown> {
-        let identities = names.identities()?;
+    /// When it belongs to none, or to more than one, or isn't good any more.
+    pub fn identify(&self, presented: &Presented) -> Result<Caller, Unknown> {
+        let identities = match presented {
+            Presented::Certificate(names) => names.identities()?,
+            Presented::Refused(reason) => return Err(Unknown::Refused(reason)),
+        };
         if identities.is_empty() {
             return Err(Unknown::NoIdentity);
         }
@@ -177,6 +192,7 @@ mod tests {
     use super::Callers;
     use super::Identity;
     use super::Names;
+    use super::Presented;
     use super::Unknown;
     use crate::name::CallerName;
 
@@ -193,10 +209,10 @@ mod tests {
     fn identify(uris: &[&str], dns: &[&str]) -> Result<String, Unknown> {
         let owned = |texts: &[&str]| texts.iter().map(ToString::to_string).collect();
         callers()
-            .identify(&Names {
+            .identify(&Presented::Certificate(Names {
                 uris: owned(uris),
                 dns: owned(dns),
-            })
+            }))
             .map(|caller| caller.name().to_string())
     }
 

@@ -99,6 +99,13 @@ impl Latches {
         }
     }
 
+    /// The upstream is another host now: what was said there says nothing.
+    pub fn forget(&self, upstream: &UpstreamName) {
+        let mut latches = self.latches();
+        latches.retain(|(of, _), _| of != upstream);
+        self.count.store(latches.len(), Ordering::Release);
+    }
+
     /// Whether a call would have leave. Takes no trial.
     ///
     /// # Errors

@@ -24,8 +24,8 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     (
         "server",
         &[
-            "admin", "clock", "config", "identity", "listener", "observe", "policy", "proxy",
-            "quota", "slots", "stop", "upstream",
+            "account", "admin", "clock", "config", "identity", "listener", "name", "observe",
+            "policy", "proxy", "quota", "slots", "stop", "upstream",
         ],
     ),
     ("admin", &["observe"]),

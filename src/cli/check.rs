@@ -8,15 +8,18 @@ use crate::cli::Configured;
 use crate::cli::say_faults;
 use crate::config;
 use crate::config::fault::Faults;
+use crate::config::reader::Reader;
 
 pub(super) fn run(configured: &Configured) -> anyhow::Result<ExitCode> {
-    let config = match config::load(&configured.config, &configured.set) {
+    let config = match config::load(&configured.config, &configured.set, &Reader::default()) {
         Ok(config) => config,
         Err(faults) => return Ok(say_faults(&faults)),
     };
     // What `serve` would go on without is a fault to whoever asks.
-    if !config.notices.is_empty() {
-        return Ok(say_faults(&Faults(config.notices)));
+    let bad_keys = config.bad_keys.into_iter().map(|(_, fault)| fault);
+    let faults: Vec<_> = bad_keys.chain(config.notices).collect();
+    if !faults.is_empty() {
+        return Ok(say_faults(&Faults(faults)));
     }
     let counted =
         |count: usize, word: &str| format!("{count} {word}{}", if count == 1 { "" } else { "s" });

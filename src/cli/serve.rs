@@ -2,11 +2,13 @@
 
 use std::io;
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use anyhow::Context;
 use tokio::signal::unix::Signal;
 use tokio::signal::unix::SignalKind;
 use tokio::signal::unix::signal;
+use tokio::sync::Notify;
 
 use crate::cli::Configured;
 use crate::cli::EXIT_CONFIGURATION;
@@ -15,22 +17,38 @@ use crate::cli::say_faults;
 use crate::cli::signals::Signals;
 use crate::clock::Clock;
 use crate::config;
+use crate::config::reader::Reader;
 use crate::observe::log;
 use crate::server::Server;
+use crate::server::reload::Source;
 use crate::stop::Stop;
 
 pub(super) fn run(configured: &Configured) -> anyhow::Result<ExitCode> {
-    let config = match config::load(&configured.config, &configured.set) {
+    let reader = Arc::new(Reader::default());
+    let (path, set) = (configured.config.clone(), configured.set.clone());
+    let load = move |reader: &Reader| config::load(&path, &set, reader);
+    let loaded = load(&reader).and_then(|mut config| {
+        config.settle_keys(&[])?;
+        Ok(config)
+    });
+    let config = match loaded {
         Ok(config) => config,
         Err(faults) => return Ok(say_faults(&faults)),
     };
-    let (subscriber, _writer) = log::subscriber(&config.log);
+    let (subscriber, log, _writer) = log::subscriber(&config.log);
     let _ = tracing::subscriber::set_global_default(subscriber);
     for notice in &config.notices {
         tracing::warn!(%notice, "configuration");
     }
     let stop = Stop::default();
-    let server = match Server::bind(config, Clock::system(), stop.clone()) {
+    let asked = Arc::new(Notify::new());
+    let source = Source {
+        load: Arc::new(load),
+        reader,
+        asked: Arc::clone(&asked),
+        log,
+    };
+    let server = match Server::bind(config, Some(source), Clock::system(), stop.clone()) {
         Ok(server) => server,
         Err(error) => {
             say_error(&error.to_string());
@@ -48,7 +66,7 @@ pub(super) fn run(configured: &Configured) -> anyhow::Result<ExitCode> {
             Ok((signals, hang_up)) => {
                 // Whoever reads this may send signals: it's said once they're watched.
                 tracing::info!(version = env!("CARGO_PKG_VERSION"), %address, %admin, "listening");
-                tokio::spawn(hang_ups(hang_up));
+                tokio::spawn(hang_ups(hang_up, asked));
                 ends(signals, stop).await;
             }
             Err(error) => {
@@ -86,9 +104,9 @@ async fn ends(mut signals: Signals, stop: Stop) {
     tracing::warn!("asked to end at once");
 }
 
-/// A SIGHUP, which would end the process if nobody watched for it, changes nothing: the configuration is read at start.
-async fn hang_ups(mut hang_up: Signal) {
+/// A SIGHUP, which would end the process if nobody watched for it, asks for a reload. Several before it begins are one.
+async fn hang_ups(mut hang_up: Signal, asked: Arc<Notify>) {
     while hang_up.recv().await.is_some() {
-        tracing::warn!("SIGHUP: this version reads its configuration at start alone; restart it");
+        asked.notify_one();
     }
 }

@@ -89,7 +89,7 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
         level: log::Level::Info,
         plain: environment::no_color(),
     };
-    let (subscriber, _writer) = log::subscriber(&log);
+    let (subscriber, _, _writer) = log::subscriber(&log);
     let _ = tracing::subscriber::set_global_default(subscriber);
     let runtime = runtime::Builder::new_current_thread()
         .enable_all()

@@ -15,6 +15,8 @@ use crate::config::fault::Place;
 use crate::config::keys::Fallback;
 use crate::config::keys::KEYS;
 use crate::config::keys::Key;
+use crate::config::keys::Kind;
+use crate::config::keys::NAMED_TABLES;
 use crate::config::layers::Layers;
 use crate::config::layers::Origin;
 use crate::config::value::Data;
@@ -30,9 +32,6 @@ pub(super) struct Checked<'a> {
     values: BTreeMap<Vec<String>, Data>,
     tables: BTreeMap<&'static str, BTreeSet<String>>,
 }
-
-/// The tables whose entries the operator names.
-const NAMED_TABLES: [&str; 5] = ["upstreams", "accounts", "callers", "operations", "answers"];
 
 impl<'a> Checked<'a> {
     /// Walks the tree.
@@ -168,6 +167,13 @@ impl<'a> Checked<'a> {
                 }
             }
         }
+    }
+
+    /// All values, and which of them name files.
+    pub(super) fn into_values(self) -> (BTreeMap<Vec<String>, Data>, BTreeSet<Vec<String>>) {
+        let is_file = |path: &&Vec<String>| matches!(find(path), Found::Key(key) if matches!(key.kind, Kind::File | Kind::Files | Kind::Roots));
+        let files = self.values.keys().filter(is_file).cloned().collect();
+        (self.values, files)
     }
 
     fn fault_at(

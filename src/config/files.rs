@@ -1,14 +1,8 @@
 //! Files that configuration names: certificates, revocation lists, and the secrets.
 
-use std::fs::File;
-use std::io;
 use std::io::ErrorKind;
-use std::io::Read;
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
-use rustix::fs::OFlags;
-use rustix::fs::fstat;
 use rustix::process::getegid;
 use rustix::process::getgroups;
 use rustls::RootCertStore;
@@ -17,46 +11,35 @@ use rustls::pki_types::CertificateRevocationListDer;
 use rustls::pki_types::PrivateKeyDer;
 use rustls::pki_types::pem;
 use rustls::pki_types::pem::PemObject;
-use zeroize::Zeroizing;
 
 use crate::account::AppKey;
 use crate::account::KeyFault;
 use crate::config::environment;
+use crate::config::reader::Reader;
 
 /// A PEM file is larger than this only by mistake.
 const PEM_BYTES_MAX: u64 = 16 * 1024 * 1024;
 
 /// Reads a key file: regular, not open to others, with one key in it.
-pub(super) fn app_key(path: &Path) -> Result<AppKey, KeyFault> {
-    // What is checked is what is read: the open file, not its name. A pipe of that name isn't waited for.
-    let nonblocking = OFlags::NONBLOCK.bits().cast_signed();
-    let opened = File::options()
-        .read(true)
-        .custom_flags(nonblocking)
-        .open(path);
-    let file = opened.map_err(|error| match error.kind() {
-        ErrorKind::NotFound => KeyFault::Missing,
-        ErrorKind::PermissionDenied => KeyFault::Forbidden,
-        _ => KeyFault::Unreadable,
-    })?;
-    let status = fstat(&file).map_err(|_| KeyFault::Unreadable)?;
-    if !file.metadata().is_ok_and(|metadata| metadata.is_file()) {
-        return Err(KeyFault::Unreadable);
-    }
+pub(super) fn app_key(reader: &Reader, path: &Path) -> Result<AppKey, KeyFault> {
+    // One byte more than a key may have, and room for the white space that is dropped.
+    let limit = AppKey::LENGTH_MAX as u64 + 64;
+    let content = reader
+        .read(path, limit)
+        .map_err(|error| match error.kind() {
+            ErrorKind::NotFound => KeyFault::Missing,
+            ErrorKind::PermissionDenied => KeyFault::Forbidden,
+            ErrorKind::FileTooLarge => KeyFault::TooLong,
+            _ => KeyFault::Unreadable,
+        })?;
     let credential =
         environment::credentials_directory().is_some_and(|folder| path.starts_with(folder));
-    let private = is_private(status.st_mode, status.st_gid)
-        || (credential && is_from_systemd(status.st_mode, status.st_uid, status.st_gid));
+    let private = is_private(content.mode, content.group)
+        || (credential && is_from_systemd(content.mode, content.user, content.group));
     if !private {
         return Err(KeyFault::Permissions);
     }
-    // One byte more than a key may have, and room for the white space that is dropped.
-    let limit = AppKey::LENGTH_MAX + 64;
-    let mut text = Zeroizing::new(Vec::with_capacity(limit));
-    file.take(limit as u64)
-        .read_to_end(&mut text)
-        .map_err(|_| KeyFault::Unreadable)?;
-    AppKey::new(&text)
+    AppKey::new(&content.bytes)
 }
 
 /// Others have no access, and the group may read only if the process belongs to it.
@@ -74,34 +57,30 @@ fn is_from_systemd(mode: u32, user: u32, group: u32) -> bool {
     mode & 0o777 == 0o440 && user == 0 && group == 0
 }
 
-/// Others may read the file: worth a word for a TLS key.
-pub(super) fn is_open_to_others(path: &Path) -> bool {
-    File::open(path)
-        .ok()
-        .and_then(|file| fstat(&file).ok())
-        .is_some_and(|status| status.st_mode & 0o007 != 0)
-}
-
 /// All certificates of a PEM file, at least one.
-pub(super) fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
-    several(path, "a certificate", |bytes| {
+pub(super) fn certificates(
+    reader: &Reader,
+    path: &Path,
+) -> Result<Vec<CertificateDer<'static>>, String> {
+    several(reader, path, "a certificate", |bytes| {
         CertificateDer::pem_slice_iter(bytes).collect()
     })
 }
 
 /// All revocation lists of a PEM file, at least one.
 pub(super) fn revocation_lists(
+    reader: &Reader,
     path: &Path,
 ) -> Result<Vec<CertificateRevocationListDer<'static>>, String> {
-    several(path, "a revocation list", |bytes| {
+    several(reader, path, "a revocation list", |bytes| {
         CertificateRevocationListDer::pem_slice_iter(bytes).collect()
     })
 }
 
 /// The certificates of a PEM file, as what others must lead to.
-pub(super) fn roots(path: &Path) -> Result<RootCertStore, String> {
+pub(super) fn roots(reader: &Reader, path: &Path) -> Result<RootCertStore, String> {
     let mut roots = RootCertStore::empty();
-    for certificate in certificates(path)? {
+    for certificate in certificates(reader, path)? {
         roots
             .add(certificate)
             .map_err(|error| format!("{}: {error}", path.display()))?;
@@ -109,46 +88,44 @@ pub(super) fn roots(path: &Path) -> Result<RootCertStore, String> {
     Ok(roots)
 }
 
+/// A private key, and whether others may read its file.
+pub(super) struct PrivateKey {
+    pub(super) der: PrivateKeyDer<'static>,
+    pub(super) open_to_others: bool,
+}
+
 /// The private key of a PEM file.
-pub(super) fn private_key(path: &Path) -> Result<PrivateKeyDer<'static>, String> {
+pub(super) fn private_key(reader: &Reader, path: &Path) -> Result<PrivateKey, String> {
     // Neither the path, which may be a key in the wrong place, nor what the file holds is repeated.
-    let bytes =
-        read_bytes(path).map_err(|error| format!("the file can't be read: {}", error.kind()))?;
-    PrivateKeyDer::from_pem_slice(&Zeroizing::new(bytes)).map_err(|error| match error {
+    let content = reader
+        .read(path, PEM_BYTES_MAX)
+        .map_err(|error| format!("the file can't be read: {}", error.kind()))?;
+    let der = PrivateKeyDer::from_pem_slice(&content.bytes).map_err(|error| match error {
         pem::Error::NoItemsFound => "there's no private key in it".to_owned(),
         _ => "it isn't a private key in PEM".to_owned(),
+    })?;
+    Ok(PrivateKey {
+        der,
+        open_to_others: content.mode & 0o007 != 0,
     })
 }
 
 fn several<T>(
+    reader: &Reader,
     path: &Path,
     what: &str,
     parse: impl Fn(&[u8]) -> Result<Vec<T>, pem::Error>,
 ) -> Result<Vec<T>, String> {
-    match parse(&read(path)?) {
+    let content = reader
+        .read(path, PEM_BYTES_MAX)
+        .map_err(|error| format!("{} can't be read: {error}", path.display()))?;
+    match parse(&content.bytes) {
         Ok(items) if items.is_empty() => {
             Err(format!("{}: there isn't {what} in it", path.display()))
         }
         Ok(items) => Ok(items),
         Err(error) => Err(format!("{}: {error}", path.display())),
     }
-}
-
-fn read(path: &Path) -> Result<Vec<u8>, String> {
-    read_bytes(path).map_err(|error| format!("{} can't be read: {error}", path.display()))
-}
-
-fn read_bytes(path: &Path) -> io::Result<Vec<u8>> {
-    let mut bytes = Vec::new();
-    File::open(path)?
-        .take(PEM_BYTES_MAX + 1)
-        .read_to_end(&mut bytes)?;
-    if bytes.len() as u64 > PEM_BYTES_MAX {
-        return Err(io::Error::other(format!(
-            "it's larger than {PEM_BYTES_MAX} bytes"
-        )));
-    }
-    Ok(bytes)
 }
 
 #[cfg(test)]

@@ -454,7 +454,13 @@ pub const KEYS: &[Key] = &[
         "runtime.on_bad_key",
         Kind::Choice(&["disable", "refuse"]),
         Fallback::Value(r#""disable""#),
-        "What a bad key file does at start: disable its account alone, or refuse to start.",
+        "What a bad key file does at start: disable its account alone, or refuse to start. At a reload an account keeps the key that it had; one that had none is disabled, or the reload is refused.",
+    ),
+    key(
+        "runtime.reload_interval",
+        Kind::Duration(Duration::ZERO, HOUR),
+        Fallback::Value(r#""10s""#),
+        "How often the configuration and all files that it names are looked at for a change, by their content. What has changed is taken as on SIGHUP. At 0s only SIGHUP counts.",
     ),
     key(
         "runtime.drain_delay",
@@ -468,6 +474,19 @@ pub const KEYS: &[Key] = &[
         Fallback::Value(r#""25s""#),
         "How long answers under way may take after that.",
     ),
+];
+
+/// The tables whose entries the operator names.
+pub const NAMED_TABLES: [&str; 5] = ["upstreams", "accounts", "callers", "operations", "answers"];
+
+/// What a running process can't change.
+pub const AT_START_ALONE: &[&str] = &[
+    "listener.address",
+    "listener.connections_max",
+    "listener.reuse_port",
+    "admin.address",
+    "log.format",
+    "runtime.workers",
 ];
 
 /// What the operator's names are in the reference file.
@@ -506,11 +525,17 @@ impl Key {
             Kind::Files => "list of files".to_owned(),
             Kind::Roots => "\"system\", \"bundled\" or a file".to_owned(),
         };
-        match self.default {
-            Fallback::Value(default) => format!("{bounds}; default {default}"),
-            Fallback::Required(_) => format!("{bounds}; required"),
-            Fallback::Absent(_) => format!("{bounds}; optional"),
-        }
+        let default = match self.default {
+            Fallback::Value(default) => format!("default {default}"),
+            Fallback::Required(_) => "required".to_owned(),
+            Fallback::Absent(_) => "optional".to_owned(),
+        };
+        let restart = if AT_START_ALONE.contains(&self.path) {
+            "; a change needs a restart"
+        } else {
+            ""
+        };
+        format!("{bounds}; {default}{restart}")
     }
 }
 

@@ -21,9 +21,10 @@ use toml_edit::TableLike;
 use crate::config::environment;
 use crate::config::fault::Fault;
 use crate::config::fault::Place;
+use crate::config::reader::Reader;
 
 /// A configuration file is larger than this only by mistake.
-const FILE_BYTES_MAX: usize = 4 * 1024 * 1024;
+const FILE_BYTES_MAX: u64 = 4 * 1024 * 1024;
 
 /// One file, read once: figment merges its text, and this keeps where each value stands.
 struct File {
@@ -96,12 +97,18 @@ const FLAGS: &str = "flags";
 
 impl Layers {
     /// Reads the file, what it includes, the environment, and `flags` (`key`, `value`), each on top of those before it.
-    pub(super) fn read(path: &Path, flags: &[(String, String)], faults: &mut Vec<Fault>) -> Self {
+    pub(super) fn read(
+        path: &Path,
+        flags: &[(String, String)],
+        reader: &Reader,
+        faults: &mut Vec<Fault>,
+    ) -> Self {
         let mut files = Vec::new();
-        if let Some(file) = File::read(path, faults) {
-            let included = file.includes(faults);
+        if let Some(file) = File::read(path, reader, faults) {
+            let included = file.includes(reader, faults);
             files.push(file);
-            files.extend(included.iter().filter_map(|path| File::read(path, faults)));
+            let read = |path: &PathBuf| File::read(path, reader, faults);
+            files.extend(included.iter().filter_map(read));
         }
         refuse_twice_defined(&files, faults);
         let mut figment = Figment::new();
@@ -169,7 +176,7 @@ impl Layers {
 }
 
 impl File {
-    fn read(path: &Path, faults: &mut Vec<Fault>) -> Option<Self> {
+    fn read(path: &Path, reader: &Reader, faults: &mut Vec<Fault>) -> Option<Self> {
         let fault = |line, message: String| Fault {
             place: Place::File {
                 path: path.to_owned(),
@@ -179,15 +186,8 @@ impl File {
             message,
             hint: None,
         };
-        let text = match std::fs::read(path) {
-            Ok(bytes) if bytes.len() > FILE_BYTES_MAX => {
-                faults.push(fault(
-                    None,
-                    format!("the file is larger than {FILE_BYTES_MAX} bytes"),
-                ));
-                return None;
-            }
-            Ok(bytes) => bytes,
+        let text = match reader.read(path, FILE_BYTES_MAX) {
+            Ok(content) => content.bytes.to_vec(),
             Err(error) => {
                 faults.push(fault(None, format!("the file can't be read: {error}")));
                 return None;
@@ -224,7 +224,7 @@ impl File {
     }
 
     /// The files that `include` names, in the order of their names.
-    fn includes(&self, faults: &mut Vec<Fault>) -> Vec<PathBuf> {
+    fn includes(&self, reader: &Reader, faults: &mut Vec<Fault>) -> Vec<PathBuf> {
         let Some(patterns) = self.document.get("include").and_then(Item::as_array) else {
             return Vec::new();
         };
@@ -252,15 +252,14 @@ impl File {
                 .parent()
                 .unwrap_or_else(|| Path::new(""))
                 .join(text);
-            let paths = full.to_str().map(glob::glob);
+            let paths = full.to_str().map(|pattern| reader.matches(pattern));
             match paths {
                 Some(Ok(paths)) => {
-                    let before = found.len();
-                    found.extend(paths.filter_map(Result::ok));
                     // A folder may be empty; a file that's named must be there.
-                    if found.len() == before && !text.contains('*') {
+                    if paths.is_empty() && !text.contains('*') {
                         fault(format!("there is no file {}", full.display()));
                     }
+                    found.extend(paths);
                 }
                 Some(Err(error)) => fault(format!("not a pattern: {}", error.msg)),
                 None => fault("the path isn't UTF-8".to_owned()),

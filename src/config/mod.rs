@@ -2,12 +2,14 @@
 //! knows TOML or the environment, and every fault is reported at once.
 
 mod build;
+pub mod changes;
 mod check;
 pub mod environment;
 pub mod fault;
 mod files;
 pub mod keys;
 mod layers;
+pub mod reader;
 mod value;
 
 use std::net::SocketAddr;
@@ -15,17 +17,19 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use rustls::ServerConfig;
-
 use crate::account::Account;
 use crate::config::build::Builder;
+use crate::config::changes::Written;
 use crate::config::check::Checked;
 use crate::config::fault::Fault;
 use crate::config::fault::Faults;
 use crate::config::fault::Place;
 use crate::config::layers::Layers;
+use crate::config::reader::Reader;
 use crate::identity::Identity;
 use crate::listener;
+use crate::listener::tls::Terms;
+use crate::name::AccountName;
 use crate::name::CallerName;
 use crate::observe::log;
 use crate::operations::Catalogue;
@@ -58,6 +62,12 @@ pub struct Config {
     pub runtime: Runtime,
     /// Worth a word, but no reason not to start.
     pub notices: Vec<Fault>,
+    /// Accounts whose key file can't be used, and why. What is done about that isn't decided yet: see [`Config::settle_keys`].
+    pub bad_keys: Vec<(AccountName, Fault)>,
+    /// What a bad key means.
+    pub on_bad_key: OnBadKey,
+    /// For comparison with what is written later.
+    pub written: Written,
 }
 
 /// The address that callers connect to, and what they meet there.
@@ -68,9 +78,18 @@ pub struct Door {
     /// Whether another process may bind it too.
     pub reuse_port: bool,
     /// Our certificate, and whom we let in.
-    pub tls: ServerConfig,
+    pub terms: Terms,
     /// Clocks and limits.
     pub settings: listener::Settings,
+}
+
+/// What an account without a usable key means.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OnBadKey {
+    /// It alone is disabled.
+    Disable,
+    /// None of the configuration is taken.
+    Refuse,
 }
 
 /// Threads, and how they end.
@@ -78,37 +97,94 @@ pub struct Door {
 pub struct Runtime {
     /// Threads that serve.
     pub workers: usize,
+    /// How often files are looked at for a change; zero for never.
+    pub reload_interval: Duration,
     /// How long serving goes on after readiness has failed.
     pub drain_delay: Duration,
     /// How long answers under way may take after that.
     pub drain_timeout: Duration,
 }
 
-/// Reads `path`, what it includes, the environment, and `flags` (`key`, `value`), and everything that they name.
+/// Reads `path`, what it includes, the environment, and `flags` (`key`, `value`), and everything that they name. What was read is known to
+/// `reader` afterwards, also when there are faults.
 ///
 /// # Errors
 /// All faults at once.
-pub fn load(path: &Path, flags: &[(String, String)]) -> Result<Config, Faults> {
+pub fn load(path: &Path, flags: &[(String, String)], reader: &Reader) -> Result<Config, Faults> {
+    reader.forget();
     let mut faults = Vec::new();
-    let layers = Layers::read(path, flags, &mut faults);
+    let layers = Layers::read(path, flags, reader, &mut faults);
     if !faults.is_empty() {
         // A file that can't be read hides what it has: to go on would report keys as missing that aren't.
         return Err(Faults(faults));
     }
     let checked = Checked::new(&layers, &mut faults);
-    let mut notices = Vec::new();
+    let (mut notices, mut bad_keys) = (Vec::new(), Vec::new());
     let builder = Builder {
         checked: &checked,
+        reader,
         faults: &mut faults,
         notices: &mut notices,
+        bad_keys: &mut bad_keys,
     };
     match builder.config() {
-        Some(config) if faults.is_empty() => Ok(Config { notices, ..config }),
+        Some(config) if faults.is_empty() => {
+            let (values, files) = checked.into_values();
+            let seen = reader.seen();
+            Ok(Config {
+                notices,
+                bad_keys,
+                written: Written {
+                    values,
+                    files,
+                    seen,
+                },
+                ..config
+            })
+        }
         Some(_) | None => {
             // Who mends the faults wants to know of these too.
+            faults.extend(bad_keys.into_iter().map(|(_, fault)| fault));
             faults.append(&mut notices);
             Err(Faults(faults))
         }
+    }
+}
+
+impl Config {
+    /// Decides about bad keys. An account goes on with the key that it had in `before`, if it's still the same account; those are
+    /// returned. Another one is disabled, with a notice, or all is refused, as configured.
+    ///
+    /// # Errors
+    /// With [`OnBadKey::Refuse`], the bad keys that there's nothing to go on with.
+    pub fn settle_keys(
+        &mut self,
+        before: &[Arc<Account>],
+    ) -> Result<Vec<(AccountName, Fault)>, Faults> {
+        let mut kept = Vec::new();
+        let mut lost = Vec::new();
+        for (name, fault) in std::mem::take(&mut self.bad_keys) {
+            let account = self
+                .accounts
+                .iter_mut()
+                .find(|account| account.name == name);
+            let had = before.iter().find(|account| account.name == name);
+            match (account, had) {
+                (Some(account), Some(had)) if had.key.is_ok() && had.is_same_at_kybio(account) => {
+                    *account = Arc::new(account.with_key(had.key.clone()));
+                    kept.push((name, fault));
+                }
+                _ => lost.push(fault),
+            }
+        }
+        if self.on_bad_key == OnBadKey::Refuse && !lost.is_empty() {
+            return Err(Faults(lost));
+        }
+        self.notices.extend(lost.into_iter().map(|fault| Fault {
+            hint: Some("this account is disabled".to_owned()),
+            ..fault
+        }));
+        Ok(kept)
     }
 }
 
@@ -119,7 +195,7 @@ pub fn load(path: &Path, flags: &[(String, String)]) -> Result<Config, Faults> {
 /// When there's no such file, or the address itself or a flag is wrong.
 pub fn admin_address(path: &Path, flags: &[(String, String)]) -> Result<SocketAddr, Faults> {
     let mut faults = Vec::new();
-    let layers = Layers::read(path, flags, &mut faults);
+    let layers = Layers::read(path, flags, &Reader::default(), &mut faults);
     if !path.is_file() {
         return Err(Faults(faults));
     }

@@ -2,6 +2,7 @@
 //! served behind it.
 
 pub mod guard;
+pub mod standing;
 pub mod tls;
 
 use std::convert::Infallible;
@@ -10,6 +11,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use bytes::Bytes;
 use http::HeaderValue;
 use http::Request;
@@ -25,26 +27,28 @@ use hyper_util::rt::TokioIo;
 use hyper_util::rt::TokioTimer;
 use hyper_util::server::graceful::GracefulConnection;
 use prometheus::IntGauge;
-use rustls::ServerConfig;
+use rustls::HandshakeKind;
 use tokio::net::TcpListener;
 use tokio::net::TcpStream;
 use tokio::sync::Semaphore;
-use tokio::time::Instant;
+use tokio::task::yield_now;
 use tokio::time::sleep;
 use tokio::time::sleep_until;
 use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
-use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::clock::Clock;
-use crate::identity::Names;
+use crate::identity::Presented;
 use crate::listener::guard::Activity;
 use crate::listener::guard::Guard;
 use crate::listener::guard::Limits;
 use crate::listener::guard::Outgoing;
+use crate::listener::standing::Register;
+use crate::listener::standing::Standing;
 use crate::listener::tls::Holder;
+use crate::listener::tls::Terms;
 use crate::observe::metrics::Metrics;
 use crate::stop::Stop;
 
@@ -84,25 +88,40 @@ const LOCAL_RESETS_MAX: usize = 64;
 const PING_INTERVAL: Duration = Duration::from_secs(30);
 const PING_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// An idle HTTP/1 connection is kept for so long once no more are taken: what its caller is just sending, or what a connection that was
+/// taken last has yet to send, is answered.
+const LINGER: Duration = Duration::from_millis(500);
+
+/// Connections that are looked at in a row after a reload. A certificate takes about a tenth of a millisecond.
+const REVIEW_BATCH: usize = 16;
+
 /// How long to wait when the kernel won't give a connection, mostly for want of descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
 /// The one door of the process; every worker takes connections from it.
 pub struct Listener {
-    settings: Settings,
-    tls: TlsAcceptor,
+    gate: ArcSwap<Gate>,
     permits: Arc<Semaphore>,
+    open: Register,
     metrics: Arc<Metrics>,
     clock: Clock,
 }
 
-/// Who is at the other end: the names of a certificate that was verified.
+/// What new connections meet. A reload puts another one in its place.
+struct Gate {
+    settings: Settings,
+    terms: Terms,
+    /// Rises with each change of terms.
+    number: u64,
+}
+
+/// Who is at the other end.
 #[derive(Clone, Debug)]
 pub struct Peer {
     /// Where from.
     pub address: SocketAddr,
-    /// What the certificate says of its holder.
-    pub names: Names,
+    /// What it has shown of itself.
+    pub presented: Presented,
 }
 
 /// Counts a connection as open for as long as it lives.
@@ -117,14 +136,55 @@ impl Drop for Open {
 impl Listener {
     /// One for the process.
     #[must_use]
-    pub fn new(settings: Settings, tls: ServerConfig, metrics: Arc<Metrics>, clock: Clock) -> Self {
+    pub fn new(settings: Settings, terms: Terms, metrics: Arc<Metrics>, clock: Clock) -> Self {
         let permits = Arc::new(Semaphore::new(settings.connections_max));
-        Self {
+        let gate = Gate {
             settings,
-            tls: TlsAcceptor::from(Arc::new(tls)),
+            terms,
+            number: 0,
+        };
+        Self {
+            gate: ArcSwap::from_pointee(gate),
             permits,
+            open: Register::default(),
             metrics,
             clock,
+        }
+    }
+
+    /// From now on connections meet these. With new terms, the next request of each open connection is preceded by a verification of its
+    /// certificate; whoever calls this calls [`review`](Self::review) for those that are idle.
+    pub fn reload(&self, settings: Settings, terms: Option<Terms>) {
+        let before = self.gate.load();
+        let number = before.number + u64::from(terms.is_some());
+        let terms = terms.unwrap_or_else(|| before.terms.clone());
+        self.gate.store(Arc::new(Gate {
+            settings,
+            terms,
+            number,
+        }));
+    }
+
+    /// Looks at each open connection: ends those whose certificate isn't good any more, or whom nobody `knows` by what they present.
+    /// What is under way on them is answered. In small batches, so that the thread can do other things between them.
+    pub async fn review(&self, knows: impl Fn(&Presented) -> bool) {
+        let gate = self.gate.load_full();
+        for batch in self.open.all().chunks(REVIEW_BATCH) {
+            for standing in batch {
+                let reason = match standing.verify(&gate, &self.clock) {
+                    Ok(()) if knows(&standing.peer.presented) => continue,
+                    Ok(()) => "unknown-caller",
+                    Err(reason) => reason,
+                };
+                standing.leave();
+                self.metrics
+                    .downstream_closed_by_reload
+                    .with_label_values(&[reason])
+                    .inc();
+                let peer = standing.peer.address;
+                tracing::info!(%peer, reason, "a connection ends: it wouldn't be let in any more");
+            }
+            yield_now().await;
         }
     }
 
@@ -187,11 +247,12 @@ impl Listener {
         let _open = Open(self.metrics.downstream_connections.clone());
         // Not worth losing a connection for.
         let _ = stream.set_nodelay(true);
-        let Some(stream) = self.handshake(stream, address, &stop).await else {
+        let gate = self.gate.load_full();
+        let Some((stream, standing)) = self.handshake(stream, address, &gate, &stop).await else {
             return;
         };
         // Boxed, because the state of a served connection is large and most of it would be carried around otherwise.
-        Box::pin(self.serve(stream, address, stop, serve)).await;
+        Box::pin(self.serve(stream, standing, &gate, stop, serve)).await;
     }
 
     /// TLS within its deadline; a failure is counted and logged by its reason.
@@ -199,22 +260,22 @@ impl Listener {
         &self,
         stream: TcpStream,
         address: SocketAddr,
+        gate: &Gate,
         stop: &Stop,
-    ) -> Option<TlsStream<TcpStream>> {
-        let handshake = Box::pin(timeout(
-            self.settings.handshake_timeout,
-            self.tls.accept(stream),
-        ));
+    ) -> Option<(TlsStream<TcpStream>, Arc<Standing>)> {
+        let limit = gate.settings.handshake_timeout;
+        let acceptor = TlsAcceptor::from(Arc::clone(&gate.terms.config));
+        let handshake = Box::pin(timeout(limit, acceptor.accept(stream)));
         let (reason, cause) = tokio::select! {
             outcome = handshake => match outcome {
-                Ok(Ok(stream)) => {
-                    self.metrics.handshakes.inc();
-                    return Some(stream);
-                }
+                Ok(Ok(stream)) => match self.admit(&stream, address, gate) {
+                    Ok(standing) => return Some((stream, standing)),
+                    Err(reason) => (reason, "a session of before can't be resumed".to_owned()),
+                },
                 // A health checker's or a scanner's: it connected, said nothing and left.
                 Ok(Err(error)) if error.kind() == io::ErrorKind::UnexpectedEof => ("protocol", error.to_string()),
                 Ok(Err(error)) => (tls::reason(&error), error.to_string()),
-                Err(_) => ("timeout", format!("no TLS handshake within {:?}", self.settings.handshake_timeout)),
+                Err(_) => ("timeout", format!("no TLS handshake within {limit:?}")),
             },
             () = stop.cut.cancelled() => return None,
         };
@@ -226,27 +287,48 @@ impl Listener {
         None
     }
 
+    /// A handshake is complete. A resumed session is verified like a new one, which the library doesn't do.
+    fn admit(
+        &self,
+        stream: &TlsStream<TcpStream>,
+        address: SocketAddr,
+        gate: &Gate,
+    ) -> Result<Arc<Standing>, &'static str> {
+        let session = stream.get_ref().1;
+        let chain = session.peer_certificates().unwrap_or_default();
+        let chain: Vec<_> = chain.iter().map(|each| each.clone().into_owned()).collect();
+        if session.handshake_kind() == Some(HandshakeKind::Resumed) {
+            standing::verify(gate, &chain, &self.clock)?;
+        }
+        self.metrics.handshakes.inc();
+        let Holder { names, ends } = chain.first().map(tls::holder).unwrap_or_default();
+        let presented = Presented::Certificate(names);
+        let peer = Arc::new(Peer { address, presented });
+        Ok(Standing::new(peer, chain, ends, gate))
+    }
+
     async fn serve<F, A>(
         self: Arc<Self>,
         stream: TlsStream<TcpStream>,
-        address: SocketAddr,
+        standing: Arc<Standing>,
+        gate: &Gate,
         stop: Stop,
         serve: F,
     ) where
         F: Fn(Arc<Peer>, Request<Incoming>) -> A + Clone + Send + 'static,
         A: Future<Output = Response<Bytes>> + Send + 'static,
     {
-        let session = stream.get_ref().1;
-        let leaf = session.peer_certificates().and_then(|chain| chain.first());
-        let Holder { names, ends } = leaf.map(tls::holder).unwrap_or_default();
-        let is_http2 = session.alpn_protocol() == Some(b"h2");
-        let peer = Arc::new(Peer { address, names });
+        let _registered = self.open.enter(Arc::clone(&standing));
+        // A reload during the handshake may not have seen it: it's verified now, or it ends at once.
+        let _ = standing.verify(&self.gate.load(), &self.clock);
+        let is_http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
         let activity = Activity::new(self.clock.now());
-        let head = (!is_http2).then_some(self.settings.header_timeout);
+        let settings = &gate.settings;
+        let head = (!is_http2).then_some(settings.header_timeout);
         let limits = Limits {
-            idle: self.settings.idle_timeout,
+            idle: settings.idle_timeout,
             head,
-            write: self.settings.write_timeout,
+            write: settings.write_timeout,
         };
         let io = TokioIo::new(Guard::new(
             stream,
@@ -256,15 +338,17 @@ impl Listener {
             Arc::clone(&self.metrics),
         ));
         let draining = stop.draining.clone();
-        let clock = self.clock.clone();
+        let (listener, asking) = (Arc::clone(&self), Arc::clone(&standing));
         let service = service_fn(move |request: Request<Incoming>| {
-            let active = activity.request(&clock);
+            let active = activity.request(&listener.clock);
             let version = request.version();
-            let answer = serve(Arc::clone(&peer), request);
-            let draining = draining.clone();
+            let peer = asking.peer(&listener.gate.load(), &listener.clock);
+            let answer = serve(peer, request);
+            let (draining, asking) = (draining.clone(), Arc::clone(&asking));
             async move {
                 let mut answer = answer.await;
-                if draining.is_cancelled() && version < Version::HTTP_2 {
+                let leaves = draining.is_cancelled() || asking.is_leaving();
+                if leaves && version < Version::HTTP_2 {
                     answer
                         .headers_mut()
                         .insert(header::CONNECTION, HeaderValue::from_static("close"));
@@ -273,8 +357,14 @@ impl Listener {
             }
         });
         // A caller has no longer to do with us than its certificate says.
-        let left = ends.saturating_sub(self.clock.since_epoch());
-        let age_ends = self.clock.now() + self.age().min(left);
+        let left = standing.ends.saturating_sub(self.clock.since_epoch());
+        let age_ends = self.clock.now() + self.age(settings).min(left);
+        let outlived = async {
+            tokio::select! {
+                () = sleep_until(age_ends) => {}
+                () = standing.left() => {}
+            }
+        };
         if is_http2 {
             let connection = http2::Builder::new(TokioExecutor::new())
                 .timer(TokioTimer::new())
@@ -286,7 +376,13 @@ impl Listener {
                 .max_local_error_reset_streams(LOCAL_RESETS_MAX)
                 .serve_connection(io, service);
             // HTTP/2 callers are told at once (GOAWAY), and go elsewhere while what they asked is answered.
-            self.drive(connection, address, age_ends, &stop.draining, &stop)
+            let leave = async {
+                tokio::select! {
+                    () = outlived => {}
+                    () = stop.draining.cancelled() => {}
+                }
+            };
+            self.drive(connection, &standing, leave, settings, &stop)
                 .await;
         } else {
             let connection = http1::Builder::new()
@@ -295,42 +391,52 @@ impl Listener {
                 .max_buf_size(HEADERS_BYTES_MAX)
                 .writev(false)
                 .serve_connection(io, service);
-            // HTTP/1 callers were asked to leave with each answer since `draining`; what is idle now may be closed.
-            self.drive(connection, address, age_ends, &stop.closing, &stop)
+            // HTTP/1 callers were asked to leave with each answer since `draining`. What is idle after that may be closed, but for a
+            // request that is on its way.
+            let leave = async {
+                tokio::select! {
+                    () = outlived => {}
+                    () = async { stop.closing.cancelled().await; sleep(LINGER).await } => {}
+                }
+            };
+            self.drive(connection, &standing, leave, settings, &stop)
                 .await;
         }
     }
 
     /// The age at which a connection ends, with a tenth of jitter from its birth's clock bits, so that a herd that came together
     /// doesn't leave together.
-    fn age(&self) -> Duration {
-        let full = self.settings.connection_age_max;
+    fn age(&self, settings: &Settings) -> Duration {
+        let full = settings.connection_age_max;
         let jitter = full.mul_f64(
             f64::from(self.clock.since_epoch().subsec_nanos() % 1_000_003) / 1_000_003.0 / 5.0,
         );
         full - full / 10 + jitter
     }
 
-    /// Serves a connection until it ends by itself, or asks it to end at its age or at a step of the stop; then to its end, or the cut.
+    /// Serves a connection until it ends by itself, or asks it to end at `leave`; then to its end, or the cut.
     async fn drive(
         &self,
         connection: impl GracefulConnection<Error = hyper::Error>,
-        address: SocketAddr,
-        age_ends: Instant,
-        step: &CancellationToken,
+        standing: &Standing,
+        leave: impl Future<Output = ()>,
+        settings: &Settings,
         stop: &Stop,
     ) {
+        let address = standing.peer.address;
         let mut connection = std::pin::pin!(connection);
         tokio::select! {
+            // A request that's here already is taken first.
+            biased;
             ended = connection.as_mut() => return self.ended(address, ended),
-            () = sleep_until(age_ends) => {}
-            () = step.cancelled() => {}
+            () = leave => {}
+            () = stop.cut.cancelled() => return,
         }
         connection.as_mut().graceful_shutdown();
         tokio::select! {
             ended = connection => self.ended(address, ended),
             // HTTP/2 goes on taking requests until the caller answers a ping, which it may never do.
-            () = sleep(self.settings.leaving_timeout) => {}
+            () = sleep(settings.leaving_timeout) => {}
             () = stop.cut.cancelled() => {}
         }
     }

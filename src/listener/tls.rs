@@ -8,16 +8,21 @@ use rustls::CertificateError;
 use rustls::RootCertStore;
 use rustls::ServerConfig;
 use rustls::crypto::aws_lc_rs;
+use rustls::crypto::aws_lc_rs::Ticketer;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::CertificateRevocationListDer;
 use rustls::pki_types::PrivateKeyDer;
 use rustls::server::NoServerSessionStorage;
 use rustls::server::VerifierBuilderError;
 use rustls::server::WebPkiClientVerifier;
+use rustls::server::danger::ClientCertVerifier;
 use x509_parser::extensions::GeneralName;
 use x509_parser::parse_x509_certificate;
 
 use crate::identity::Names;
+
+/// Tickets for each TLS 1.3 handshake: one is enough for a caller that comes back.
+const TICKETS: usize = 1;
 
 /// Everything that the listener's TLS is made of.
 #[derive(Debug)]
@@ -45,9 +50,18 @@ pub enum Error {
     Clients(#[from] VerifierBuilderError),
 }
 
+/// What callers meet: our certificate and ticket keys, and how theirs are verified.
+#[derive(Clone, Debug)]
+pub struct Terms {
+    /// For handshakes.
+    pub config: Arc<ServerConfig>,
+    /// For certificates that were let in before: resumed sessions, and connections that were open when this came into force.
+    pub verifier: Arc<dyn ClientCertVerifier>,
+}
+
 /// # Errors
 /// When parts don't fit together.
-pub fn server_config(material: &Material) -> Result<ServerConfig, Error> {
+pub fn terms(material: &Material) -> Result<Terms, Error> {
     let provider = Arc::new(aws_lc_rs::default_provider());
     let roots = Arc::new(material.client_roots.clone());
     // Without `allow_unauthenticated`, a client certificate is demanded.
@@ -58,17 +72,23 @@ pub fn server_config(material: &Material) -> Result<ServerConfig, Error> {
             verifier = verifier.enforce_revocation_expiration();
         }
     }
+    let verifier = verifier.build()?;
     let mut config = ServerConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()?
-        .with_client_cert_verifier(verifier.build()?)
+        .with_client_cert_verifier(Arc::clone(&verifier))
         .with_single_cert(material.chain.clone(), material.key.clone_key())?;
     config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
-    // A resumed session isn't verified again by the library, so there are none: a caller's connections live for minutes, and the
-    // fifth of a handshake that resumption saves isn't worth a certificate that has ended or was revoked meanwhile.
+    // Sessions are resumed by tickets, so that nothing is kept here for those who don't come back. The library doesn't verify a resumed
+    // session again: the listener does. With each new set of certificates come new keys for tickets, so that no session of before is
+    // resumed.
     config.session_storage = Arc::new(NoServerSessionStorage {});
-    config.send_tls13_tickets = 0;
+    config.ticketer = Ticketer::new()?;
+    config.send_tls13_tickets = TICKETS;
     config.max_early_data_size = 0;
-    Ok(config)
+    Ok(Terms {
+        config: Arc::new(config),
+        verifier,
+    })
 }
 
 /// What a verified certificate says of its holder.
@@ -105,13 +125,19 @@ pub fn holder(certificate: &CertificateDer<'_>) -> Holder {
 /// Why a handshake failed, as one of [`HANDSHAKE_FAILURES`](crate::observe::metrics::HANDSHAKE_FAILURES).
 #[must_use]
 pub fn reason(error: &io::Error) -> &'static str {
-    match error
+    error
         .get_ref()
-        .and_then(|inner| inner.downcast_ref::<rustls::Error>())
-    {
-        Some(rustls::Error::NoCertificatesPresented) => "none",
-        Some(rustls::Error::InvalidCertificate(fault)) => certificate_reason(fault),
-        Some(rustls::Error::InvalidCertRevocationList(_)) => "revocation-unknown",
+        .and_then(|inner| inner.downcast_ref())
+        .map_or("protocol", reason_of)
+}
+
+/// The same for the library's own error.
+#[must_use]
+pub fn reason_of(error: &rustls::Error) -> &'static str {
+    match error {
+        rustls::Error::NoCertificatesPresented => "none",
+        rustls::Error::InvalidCertificate(fault) => certificate_reason(fault),
+        rustls::Error::InvalidCertRevocationList(_) => "revocation-unknown",
         _ => "protocol",
     }
 }

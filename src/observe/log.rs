@@ -11,6 +11,7 @@ use tracing_appender::non_blocking::WorkerGuard;
 use tracing_subscriber::filter::LevelFilter;
 use tracing_subscriber::fmt;
 use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::reload;
 
 /// How events are written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -90,16 +91,34 @@ pub fn chain(error: &dyn std::error::Error) -> String {
     text
 }
 
-/// The subscriber that writes to standard error through a thread of its own. The caller makes it the default one, and keeps the writer
-/// to the end.
-pub fn subscriber(settings: &Settings) -> (Box<dyn Subscriber + Send + Sync>, Writer) {
-    let level = match settings.level {
+/// Changes the level while events are written.
+pub struct Control(Box<dyn Fn(Level) + Send + Sync>);
+
+impl Control {
+    /// From now on what is less severe isn't written.
+    pub fn set(&self, level: Level) {
+        (self.0)(level);
+    }
+}
+
+fn filter(level: Level) -> LevelFilter {
+    match level {
         Level::Error => LevelFilter::ERROR,
         Level::Warn => LevelFilter::WARN,
         Level::Info => LevelFilter::INFO,
         Level::Debug => LevelFilter::DEBUG,
         Level::Trace => LevelFilter::TRACE,
-    };
+    }
+}
+
+/// The subscriber that writes to standard error through a thread of its own. The caller makes it the default one, and keeps the writer
+/// to the end.
+pub fn subscriber(settings: &Settings) -> (Box<dyn Subscriber + Send + Sync>, Control, Writer) {
+    let (level, handle) = reload::Layer::new(filter(settings.level));
+    let control = Control(Box::new(move |level| {
+        // It fails only when the subscriber is gone, and then nobody writes.
+        let _ = handle.reload(filter(level));
+    }));
     let (writer, guard) = NonBlockingBuilder::default()
         .lossy(true)
         .buffered_lines_limit(LINES_MAX)
@@ -122,5 +141,5 @@ pub fn subscriber(settings: &Settings) -> (Box<dyn Subscriber + Send + Sync>, Wr
             Box::new(registry.with(layer.with_ansi(colour).with_target(false)))
         }
     };
-    (subscriber, Writer { guard: Some(guard) })
+    (subscriber, control, Writer { guard: Some(guard) })
 }

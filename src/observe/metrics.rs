@@ -1,8 +1,11 @@
 //! The metric families, made once and passed to whoever counts. Only closed sets and configured names become label values.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
+use arc_swap::ArcSwap;
 use prometheus::Encoder;
+use prometheus::Gauge;
 use prometheus::Histogram;
 use prometheus::HistogramOpts;
 use prometheus::HistogramVec;
@@ -19,7 +22,7 @@ use prometheus::core::Collector;
 pub struct Metrics {
     registry: Registry,
     /// Codes that may become label values; every other is `other`.
-    codes: BTreeSet<i64>,
+    codes: ArcSwap<BTreeSet<i64>>,
 
     /// Requests by canonical operation and outcome.
     pub requests: IntCounterVec,
@@ -47,6 +50,16 @@ pub struct Metrics {
     pub late_verdicts: IntCounterVec,
     /// Accounts that can't be used because of their key.
     pub accounts_disabled: IntGauge,
+    /// Accounts that go on with a key whose file is bad by now.
+    pub accounts_keeping_key: IntGauge,
+    /// The last reload was taken, or found nothing new.
+    pub reload_successful: IntGauge,
+    /// When the configuration was last found good, Unix seconds.
+    pub reload_success_time: Gauge,
+    /// Reloads by what came of them.
+    pub reloads: IntCounterVec,
+    /// Connections that a reload ended, by reason.
+    pub downstream_closed_by_reload: IntCounterVec,
     /// Connections that callers hold open.
     pub downstream_connections: IntGauge,
     /// Connections taken from callers.
@@ -101,6 +114,9 @@ pub const HANDSHAKE_FAILURES: [&str; 13] = [
     "protocol",
     "timeout",
 ];
+
+/// What can come of a reload.
+pub const RELOADS: [&str; 3] = ["reloaded", "unchanged", "refused"];
 
 /// The clocks that can close a caller's connection.
 pub const CLOCKS: [&str; 3] = ["idle", "head", "write"];
@@ -166,7 +182,7 @@ impl Metrics {
         let registry = Registry::new();
         let make = Maker(&registry);
         let metrics = Self {
-            codes: codes.into_iter().collect(),
+            codes: ArcSwap::from_pointee(codes.into_iter().collect()),
             requests: make.counters("kybio_gateway_requests_total", "Requests, by operation (canonical name, or none) and by what happened to the call.", &["operation", "outcome"]),
             caller_requests: make.counters("kybio_gateway_caller_requests_total", "Requests, by caller and by what happened to the call.", &["caller", "outcome"]),
             account_requests: make.counters("kybio_gateway_account_requests_total", "Requests, by account and by what happened to the call.", &["account", "outcome"]),
@@ -180,6 +196,11 @@ impl Metrics {
             operation_answers: make.counters("kybio_gateway_operation_answers_total", "KYBIO's answers, by operation and errorCode (none: success or no code; other: not in the catalogue).", &["operation", "error_code"]),
             late_verdicts: make.counters("kybio_gateway_late_verdicts_total", "Calls whose caller had gone before the answer came, by what happened to them.", &["outcome"]),
             accounts_disabled: make.gauge("kybio_gateway_accounts_disabled", "Accounts that can't be used because of their key."),
+            accounts_keeping_key: make.gauge("kybio_gateway_accounts_keeping_key", "Accounts that go on with the key they had, because their key file can't be used any more."),
+            reload_successful: make.gauge("kybio_gateway_config_last_reload_successful", "1 if the configuration in force is the one that is written; 0 if what is written was refused."),
+            reload_success_time: make.keep(Gauge::new("kybio_gateway_config_last_reload_success_timestamp_seconds", "When what is written was last found good, at start or by a reload, in Unix time.")),
+            reloads: make.counters("kybio_gateway_config_reloads_total", "Reloads, by what came of them.", &["result"]),
+            downstream_closed_by_reload: make.counters("kybio_gateway_downstream_closed_by_reload_total", "Connections that ended because their caller wouldn't be let in any more, by reason.", &["reason"]),
             downstream_connections: make.gauge("kybio_gateway_downstream_connections", "Open connections from callers, handshakes included."),
             downstream_accepted: make.counter("kybio_gateway_downstream_connections_accepted_total", "Connections taken from callers."),
             downstream_timeouts: make.counters("kybio_gateway_downstream_timeouts_total", "Connections from callers that a clock of ours closed.", &["clock"]),
@@ -209,10 +230,18 @@ impl Metrics {
         for reason in HANDSHAKE_FAILURES {
             metrics.handshake_failures.with_label_values(&[reason]);
         }
+        for result in RELOADS {
+            metrics.reloads.with_label_values(&[result]);
+        }
         for clock in CLOCKS {
             metrics.downstream_timeouts.with_label_values(&[clock]);
         }
         metrics
+    }
+
+    /// The business codes that are counted by themselves from now on.
+    pub fn know_codes(&self, codes: impl IntoIterator<Item = i64>) {
+        self.codes.store(Arc::new(codes.into_iter().collect()));
     }
 
     /// The `error_code` label of an answer: the code if it's known, `none`, or `other`.
@@ -220,7 +249,7 @@ impl Metrics {
     pub fn code_label(&self, code: Option<i64>) -> String {
         match code {
             None => "none".to_owned(),
-            Some(code) if self.codes.contains(&code) => code.to_string(),
+            Some(code) if self.codes.load().contains(&code) => code.to_string(),
             Some(_) => "other".to_owned(),
         }
     }

@@ -476,6 +476,7 @@ mod tests {
     use crate::identity::Callers;
     use crate::identity::Identity;
     use crate::identity::Names;
+    use crate::identity::Presented;
     use crate::name::AccountName;
     use crate::name::CallerName;
     use crate::name::UpstreamName;
@@ -494,7 +495,7 @@ mod tests {
             name: AccountName::new(name).expect("a name"),
             app_id: AppId::new(app_id).expect("an appId"),
             upstream: UpstreamName::new("kybio").expect("a name"),
-            key: key.and_then(|key| AppKey::new(&Zeroizing::new(key.into()))),
+            key: key.and_then(|key| AppKey::new(&Zeroizing::new(key.into())).map(Arc::new)),
             paused: name == "closed",
             in_flight_max: 1,
         })
@@ -557,7 +558,7 @@ mod tests {
             dns: vec!["orders".to_owned()],
         };
         let caller = Callers::new([(identity, name)])
-            .identify(&names)
+            .identify(&Presented::Certificate(names))
             .expect("known");
         let mut headers = HeaderMap::new();
         headers.insert(header::HOST, HeaderValue::from_static("gateway"));

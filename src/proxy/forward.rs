@@ -23,8 +23,8 @@ use crate::observe::log::chain;
 use crate::outcome::Outcome;
 use crate::payload::Payload;
 use crate::policy::Grant;
+use crate::proxy::Line;
 use crate::proxy::Proxy;
-use crate::proxy::Worker;
 use crate::proxy::earlier::Earlier;
 use crate::proxy::earlier::is_duplicate;
 use crate::proxy::error::Error;
@@ -78,7 +78,7 @@ struct Call<'a> {
     deadline: Instant,
 }
 
-impl Worker {
+impl Line {
     /// Waits for the call's turn, has it made, and waits for what comes of it, at most until `patience` ends.
     pub(super) async fn forward(
         self: Arc<Self>,
@@ -93,9 +93,9 @@ impl Worker {
         };
         let receipt = Receipt::of(&exchange);
         let (mut tell, told) = oneshot::channel();
-        let worker = Arc::clone(&self);
+        let line = Arc::clone(&self);
         self.attempts.spawn(async move {
-            let call = worker.call(&grant, &payload, turn, leave, &mut exchange, &mut tell);
+            let call = line.call(&grant, &payload, turn, leave, &mut exchange, &mut tell);
             let verdict = call.await;
             // Who doesn't wait any more takes nothing, and the exchange ends here.
             drop(tell.send((exchange, verdict)));

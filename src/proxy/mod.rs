@@ -10,6 +10,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use bytes::Bytes;
 use http::HeaderMap;
 use http::HeaderName;
@@ -24,7 +25,7 @@ use tokio_util::task::TaskTracker;
 use crate::answers::Answers;
 use crate::clock::Clock;
 use crate::identity::Callers;
-use crate::identity::Names;
+use crate::identity::Presented;
 use crate::listener::Peer;
 use crate::name::UpstreamName;
 use crate::observe::exchange::Exchange;
@@ -74,7 +75,7 @@ pub struct Proxy {
     /// How many at a time.
     pub slots: Slots,
     /// Accounts whose calls for the day are used up.
-    pub latches: Latches,
+    pub latches: Arc<Latches>,
     /// What KYBIO's error answers mean.
     pub answers: Answers,
     /// Limits of bodies.
@@ -85,21 +86,80 @@ pub struct Proxy {
     pub clock: Clock,
 }
 
-/// One worker's end of the line: the shared rules, and connections of its own.
+/// One worker: the line that requests go along now, and the tasks of those that are under way.
 pub struct Worker {
-    proxy: Arc<Proxy>,
-    pools: HashMap<UpstreamName, Pool>,
+    line: ArcSwap<Line>,
+    /// They drive connections to upstreams.
+    drivers: TaskTracker,
     /// Attempts outlive their callers: a call that may have effect isn't cut because nobody listens any more.
     attempts: TaskTracker,
 }
 
+/// The shared rules, and one worker's own connections. A request goes along one line from its head to its end, whatever is reloaded
+/// meanwhile.
+pub struct Line {
+    proxy: Arc<Proxy>,
+    pools: HashMap<UpstreamName, Arc<Pool>>,
+    attempts: TaskTracker,
+}
+
 impl Worker {
-    /// `drivers` owns the tasks that drive connections, `attempts` those of calls under way.
+    /// Nothing is under way.
     #[must_use]
-    pub fn new(proxy: Arc<Proxy>, drivers: &TaskTracker, attempts: TaskTracker) -> Self {
+    pub fn new(proxy: Arc<Proxy>) -> Self {
+        let (drivers, attempts) = (TaskTracker::new(), TaskTracker::new());
+        let line = Line::new(proxy, None, &drivers, attempts.clone());
+        Self {
+            line: ArcSwap::from_pointee(line),
+            drivers,
+            attempts,
+        }
+    }
+
+    /// The line for a request that begins now.
+    #[must_use]
+    pub fn line(&self) -> Arc<Line> {
+        self.line.load_full()
+    }
+
+    /// From now on requests go by other rules. Connections to upstreams that stay are kept.
+    pub fn reload(&self, proxy: Arc<Proxy>) {
+        let before = self.line();
+        let attempts = self.attempts.clone();
+        let line = Line::new(proxy, Some(&before), &self.drivers, attempts);
+        for (name, pool) in &before.pools {
+            let stays = |kept: &Arc<Pool>| Arc::ptr_eq(kept, pool);
+            if !line.pools.get(name).is_some_and(stays) {
+                pool.close();
+            }
+        }
+        self.line.store(Arc::new(line));
+    }
+
+    /// The calls under way.
+    #[must_use]
+    pub fn attempts(&self) -> &TaskTracker {
+        &self.attempts
+    }
+}
+
+impl Line {
+    fn new(
+        proxy: Arc<Proxy>,
+        before: Option<&Self>,
+        drivers: &TaskTracker,
+        attempts: TaskTracker,
+    ) -> Self {
         let pool = |(name, route): (&UpstreamName, &Route)| {
-            let upstream = Arc::clone(&route.upstream);
-            let pool = Pool::new(upstream, proxy.clock.clone(), drivers.clone());
+            let kept = before.and_then(|before| before.pools.get(name));
+            let kept = kept.filter(|pool| std::ptr::eq(pool.upstream(), &*route.upstream));
+            let pool = kept.map_or_else(
+                || {
+                    let upstream = Arc::clone(&route.upstream);
+                    Arc::new(Pool::new(upstream, proxy.clock.clone(), drivers.clone()))
+                },
+                Arc::clone,
+            );
             (name.clone(), pool)
         };
         Self {
@@ -110,13 +170,13 @@ impl Worker {
     }
 
     /// The kept connections, for whoever sweeps them.
-    pub fn pools(&self) -> impl Iterator<Item = &Pool> {
+    pub fn pools(&self) -> impl Iterator<Item = &Arc<Pool>> {
         self.pools.values()
     }
 
     /// Closes what has been kept for too long. Called each second, and when another worker wants a connection.
     pub fn sweep(&self) {
-        self.pools.values().for_each(Pool::sweep);
+        self.pools.values().for_each(|pool| pool.sweep());
         self.proxy.latches.sweep(self.proxy.clock.since_epoch());
     }
 
@@ -133,7 +193,7 @@ impl Worker {
         );
         let admitted = self
             .proxy
-            .admit(&peer.names, &head, &mut body, &mut exchange)
+            .admit(&peer.presented, &head, &mut body, &mut exchange)
             .await;
         let (exchange, verdict) = match admitted {
             Ok(Admitted {
@@ -171,7 +231,7 @@ impl Proxy {
     /// Everything that's decided before a byte leaves: who, what, with which account, and whether the body is fit to be signed.
     async fn admit<B>(
         &self,
-        names: &Names,
+        presented: &Presented,
         head: &Parts,
         body: &mut B,
         exchange: &mut Exchange,
@@ -179,7 +239,7 @@ impl Proxy {
     where
         B: Body<Data = Bytes, Error: Into<Box<dyn std::error::Error + Send + Sync>>> + Unpin,
     {
-        let caller = self.callers.identify(names)?;
+        let caller = self.callers.identify(presented)?;
         exchange.caller = Some(caller.name().clone());
 
         let Parts {

@@ -405,6 +405,10 @@ impl Told {
 }
 
 fn identity(unknown: &Unknown) -> Told {
+    if let Unknown::Refused(_) = unknown {
+        return not_sent(StatusCode::FORBIDDEN, "certificate-refused", unknown)
+            .hint("connect anew, with a certificate that is accepted now");
+    }
     not_sent(StatusCode::FORBIDDEN, "unknown-caller", unknown)
         .hint("the operator adds one of the certificate's identities to a [callers.*] table of the gateway's configuration")
 }

@@ -42,7 +42,7 @@ pub struct Route {
     /// What calls to it go by.
     pub rules: Rules,
     /// How often calls may be sent again.
-    pub budget: Budget,
+    pub budget: Arc<Budget>,
     /// Retries that it had no room for.
     pub budget_refusals: IntCounter,
     /// The host.
@@ -54,17 +54,34 @@ pub struct Route {
 }
 
 impl Route {
+    /// What didn't change is carried over from the one before, with all that is remembered of it: connections, the breaker, how
+    /// often calls were sent again.
+    ///
     /// # Errors
     /// When the TLS library refuses the settings.
-    pub fn new(settings: Settings, metrics: &Metrics) -> Result<Self, rustls::Error> {
+    pub fn new(
+        settings: Settings,
+        before: Option<&Self>,
+        metrics: &Metrics,
+    ) -> Result<Self, rustls::Error> {
         let name = settings.upstream.name.clone();
         let slack = settings.upstream.connect_timeout;
         let labels = [name.as_str()];
+        let known = |before: &&Self| *before.upstream.settings() == settings.upstream;
+        let upstream = match before.filter(known) {
+            Some(before) => Arc::clone(&before.upstream),
+            None => Arc::new(Upstream::new(settings.upstream, metrics)?),
+        };
+        let same_slack = |before: &&Self| before.upstream.settings().connect_timeout == slack;
+        let budget = before.filter(same_slack).map_or_else(
+            || Arc::new(Budget::new(slack)),
+            |before| Arc::clone(&before.budget),
+        );
         Ok(Self {
             rules: settings.rules,
-            budget: Budget::new(slack),
+            budget,
             budget_refusals: metrics.retry_budget_refusals.with_label_values(&labels),
-            upstream: Arc::new(Upstream::new(settings.upstream, metrics)?),
+            upstream,
             in_flight: metrics.in_flight.with_label_values(&labels),
             queued: metrics.queued.with_label_values(&labels),
         })

@@ -1,5 +1,6 @@
 //! Builds everything from a [`Config`], runs it, and brings it to an orderly end.
 
+pub mod reload;
 pub mod socket;
 
 use std::io;
@@ -15,6 +16,7 @@ use rustix::process::setrlimit;
 use tokio::net::TcpListener;
 use tokio::runtime;
 use tokio::sync::mpsc;
+use tokio::sync::watch;
 use tokio::time::interval;
 use tokio::time::timeout;
 use tokio_util::task::TaskTracker;
@@ -23,18 +25,14 @@ use crate::admin::Admin;
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::config::Runtime;
-use crate::identity::Callers;
 use crate::listener::Listener;
 use crate::observe::metrics::Metrics;
-use crate::policy::Policy;
-use crate::proxy::Proxy;
 use crate::proxy::Worker;
-use crate::proxy::route::Route;
-use crate::quota::Latches;
+use crate::server::reload::InForce;
+use crate::server::reload::Reloader;
+use crate::server::reload::Source;
 use crate::server::socket::bind;
-use crate::slots::Slots;
 use crate::stop::Stop;
-use crate::upstream::probe;
 
 /// Descriptors for everything but connections: files, runtimes, the admin's own.
 const DESCRIPTORS_RESERVED: u64 = 128;
@@ -44,7 +42,8 @@ const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Everything that's needed, bound and built, but not running yet.
 pub struct Server {
-    proxy: Arc<Proxy>,
+    in_force: InForce,
+    source: Option<Source>,
     listener: Arc<Listener>,
     door: std::net::TcpListener,
     admin: Arc<Admin>,
@@ -109,50 +108,28 @@ pub struct Cut {
 }
 
 impl Server {
-    /// Builds everything, and binds both addresses.
+    /// Builds everything, and binds both addresses. With a source, the configuration can be reloaded while it runs.
     ///
     /// # Errors
     /// When an address can't be had, or a limit doesn't fit.
-    pub fn bind(config: Config, clock: Clock, stop: Stop) -> Result<Self, Error> {
+    pub fn bind(
+        config: Config,
+        source: Option<Source>,
+        clock: Clock,
+        stop: Stop,
+    ) -> Result<Self, Error> {
         raise_descriptor_limit(&config)?;
-        let answers = config.catalogue.answers().clone();
-        let metrics = Arc::new(Metrics::new(answers.codes()));
-        let policy = Policy::new(&config.catalogue, &config.accounts, &config.callers);
-        let disabled = config
-            .accounts
-            .iter()
-            .filter(|account| account.key.is_err())
-            .count();
-        metrics
-            .accounts_disabled
-            .set(i64::try_from(disabled).unwrap_or(i64::MAX));
-        let routes = config.upstreams.into_iter().map(|settings| {
-            let name = settings.upstream.name.clone();
-            match Route::new(settings, &metrics) {
-                Ok(route) => Ok((name, route)),
-                Err(cause) => Err(Error::Upstream {
-                    name: name.to_string(),
-                    cause,
-                }),
-            }
-        });
-        let proxy = Arc::new(Proxy {
-            callers: Callers::new(config.identities),
-            policy,
-            routes: routes.collect::<Result<_, _>>()?,
-            slots: Slots::default(),
-            latches: Latches::new(&metrics),
-            answers,
-            settings: config.body,
-            metrics: Arc::clone(&metrics),
-            clock: clock.clone(),
-        });
-        let usable = config.accounts.iter().any(|account| account.key.is_ok());
+        let metrics = Arc::new(Metrics::new(config.catalogue.answers().codes()));
+        let proxy = reload::proxy(&config, None, &metrics, &clock)?;
         let admin = Arc::new(Admin {
             metrics: Arc::clone(&metrics),
-            usable,
+            usable: Arc::default(),
             draining: stop.draining.clone(),
         });
+        reload::show_accounts(&config.accounts, &metrics, &admin.usable);
+        metrics.reload_successful.set(1);
+        let now = clock.since_epoch();
+        metrics.reload_success_time.set(now.as_secs_f64());
         let admin_door = bind("admin.address", config.admin, false)?;
         let door = bind(
             "listener.address",
@@ -161,12 +138,17 @@ impl Server {
         )?;
         let listener = Arc::new(Listener::new(
             config.door.settings,
-            config.door.tls,
+            config.door.terms,
             metrics,
             clock,
         ));
         Ok(Self {
-            proxy,
+            in_force: InForce {
+                proxy,
+                accounts: config.accounts,
+                written: config.written,
+            },
+            source,
             listener,
             door,
             admin,
@@ -203,37 +185,50 @@ impl Server {
             .build()?;
         let (report, reports) = mpsc::channel(self.runtime.workers);
         let mut workers = Vec::new();
+        let mut threads = Vec::new();
         for number in 0..self.runtime.workers {
-            let (proxy, listener, stop) = (
-                Arc::clone(&self.proxy),
-                Arc::clone(&self.listener),
-                self.stop.clone(),
-            );
+            let worker = Arc::new(Worker::new(Arc::clone(&self.in_force.proxy)));
+            workers.push(Arc::clone(&worker));
+            let (listener, stop) = (Arc::clone(&self.listener), self.stop.clone());
             let (door, report) = (self.door.try_clone()?, report.clone());
             let serve = move || {
                 // Nobody listens only when the process ends anyway.
-                let _ = report.blocking_send(work(proxy, listener, door, &stop));
+                let _ = report.blocking_send(work(worker, listener, door, &stop));
             };
-            workers.push(
+            threads.push(
                 thread::Builder::new()
                     .name(format!("worker-{number}"))
                     .spawn(serve)?,
             );
         }
         drop((report, self.door));
+        let (times, runtime_now) = watch::channel(self.runtime);
         let cut = runtime.block_on(async {
             self.admin_door.set_nonblocking(true)?;
             let admin_door = TcpListener::from_std(self.admin_door)?;
             // All end with this runtime, which ends with the last worker.
-            tokio::spawn(beside);
-            tokio::spawn(self.admin.serve(admin_door, self.stop.cut.clone()));
-            for route in self.proxy.routes.values() {
-                let upstream = Arc::clone(&route.upstream);
-                tokio::spawn(probe::run(upstream, self.proxy.clock.clone()));
+            let proxy = Arc::clone(&self.in_force.proxy);
+            for route in proxy.routes.values() {
+                reload::watch_upstream(route, &proxy.clock);
             }
-            supervise(reports, self.stop, self.runtime).await
+            let usable = Arc::clone(&self.admin.usable);
+            tokio::spawn(self.admin.serve(admin_door, self.stop.cut.clone()));
+            if let Some(source) = self.source {
+                let reloader = Reloader {
+                    source,
+                    in_force: self.in_force,
+                    listener: self.listener,
+                    workers,
+                    usable,
+                    runtime: times,
+                    draining: self.stop.draining.clone(),
+                };
+                tokio::spawn(reloader.run());
+            }
+            tokio::spawn(beside);
+            supervise(reports, self.stop, &runtime_now).await
         });
-        for worker in workers {
+        for worker in threads {
             if worker.join().is_err() {
                 return Err(Error::System(io::Error::other("a worker thread panicked")));
             }
@@ -246,7 +241,7 @@ impl Server {
 async fn supervise(
     mut reports: mpsc::Receiver<io::Result<Cut>>,
     stop: Stop,
-    times: Runtime,
+    runtime: &watch::Receiver<Runtime>,
 ) -> io::Result<Cut> {
     let early = tokio::select! {
         () = stop.draining.cancelled() => None,
@@ -257,6 +252,7 @@ async fn supervise(
             report
         }
     };
+    let times = *runtime.borrow();
     tokio::select! {
         () = tokio::time::sleep(times.drain_delay) => {}
         () = stop.cut.cancelled() => {}
@@ -286,7 +282,7 @@ async fn supervise(
 
 /// One worker's life: its own runtime, connections and pools.
 fn work(
-    proxy: Arc<Proxy>,
+    worker: Arc<Worker>,
     listener: Arc<Listener>,
     door: std::net::TcpListener,
     stop: &Stop,
@@ -296,14 +292,13 @@ fn work(
         .build()?;
     runtime.block_on(async {
         let door = TcpListener::from_std(door)?;
-        let (connections, attempts, drivers) = (TaskTracker::new(), TaskTracker::new(), TaskTracker::new());
-        let worker = Arc::new(Worker::new(proxy, &drivers, attempts.clone()));
+        let (connections, attempts) = (TaskTracker::new(), worker.attempts().clone());
         let sweeper = tokio::spawn(sweep(Arc::clone(&worker)));
         let serving = Arc::clone(&worker);
         listener
             .run(door, stop.clone(), connections.clone(), move |peer, request| {
-                let worker = Arc::clone(&serving);
-                async move { worker.handle(&peer, request).await }
+                let line = serving.line();
+                async move { line.handle(&peer, request).await }
             })
             .await;
         connections.close();
@@ -317,7 +312,7 @@ fn work(
             () = stop.cut.cancelled() => Cut { connections: connections.len(), calls: attempts.len() },
         };
         sweeper.abort();
-        worker.pools().for_each(|pool| pool.close());
+        worker.line().pools().for_each(|pool| pool.close());
         Ok(cut)
     })
 }
@@ -325,12 +320,13 @@ fn work(
 async fn sweep(worker: Arc<Worker>) {
     let mut tick = interval(SWEEP_INTERVAL);
     loop {
-        let wanted = worker.pools().map(|pool| Box::pin(pool.wanted()));
+        let line = worker.line();
+        let wanted = line.pools().map(|pool| Box::pin(pool.wanted()));
         tokio::select! {
             _ = tick.tick() => {}
             () = any(wanted.collect()) => {}
         }
-        worker.sweep();
+        line.sweep();
     }
 }
 
@@ -351,20 +347,8 @@ async fn any(mut futures: Vec<std::pin::Pin<Box<impl Future<Output = ()>>>>) {
 
 /// The soft limit is historic; the hard one is what the operator set.
 fn raise_descriptor_limit(config: &Config) -> Result<(), Error> {
+    check_descriptors(config)?;
     let limit = getrlimit(Resource::Nofile);
-    let hard = limit.maximum.unwrap_or(u64::MAX);
-    let upstream: usize = config
-        .upstreams
-        .iter()
-        .map(|route| route.upstream.connections_max)
-        .sum();
-    let needed = (config.door.settings.connections_max + upstream) as u64 + DESCRIPTORS_RESERVED;
-    if needed > hard {
-        return Err(Error::Descriptors {
-            needed,
-            limit: hard,
-        });
-    }
     setrlimit(
         Resource::Nofile,
         Rlimit {
@@ -373,5 +357,20 @@ fn raise_descriptor_limit(config: &Config) -> Result<(), Error> {
         },
     )
     .map_err(io::Error::from)?;
+    Ok(())
+}
+
+/// All connections that are configured must fit.
+fn check_descriptors(config: &Config) -> Result<(), Error> {
+    let limit = getrlimit(Resource::Nofile).maximum.unwrap_or(u64::MAX);
+    let upstream: usize = config
+        .upstreams
+        .iter()
+        .map(|route| route.upstream.connections_max)
+        .sum();
+    let needed = (config.door.settings.connections_max + upstream) as u64 + DESCRIPTORS_RESERVED;
+    if needed > limit {
+        return Err(Error::Descriptors { needed, limit });
+    }
     Ok(())
 }

@@ -83,6 +83,8 @@ struct Inner {
     /// Attempts of the window, oldest first, in slices of time.
     slices: VecDeque<Slice>,
     since: Option<Instant>,
+    /// Another one has taken its place.
+    retired: bool,
 }
 
 #[derive(Clone, Copy)]
@@ -129,6 +131,7 @@ impl Breaker {
                 last_success: None,
                 slices: VecDeque::new(),
                 since: None,
+                retired: false,
             }),
             opened: Notify::new(),
             falls: AtomicU64::new(0),
@@ -202,7 +205,7 @@ impl Breaker {
     /// The host can be reached again: one call may try.
     pub fn half_open(&self) {
         let mut inner = self.inner();
-        if inner.state == State::Open {
+        if inner.state == State::Open && !inner.retired {
             self.change(&mut inner, State::HalfOpen);
             tracing::info!(upstream = %self.name, "the host can be reached again: one call at a time may try it");
         }
@@ -210,6 +213,9 @@ impl Breaker {
 
     fn record(&self, pass: &Pass, health: Health, cause: &str, now: Instant) {
         let mut inner = self.inner();
+        if inner.retired {
+            return;
+        }
         if let Some(number) = pass.trial {
             if inner.trial.is_some_and(|(latest, _)| latest == number) {
                 inner.trial = None;
@@ -269,6 +275,12 @@ impl Breaker {
         self.change(inner, State::Open);
         tracing::warn!(upstream = %self.name, why, cause, "the upstream is held to be down: calls to it are refused until it's back");
         self.fell();
+    }
+
+    /// Learns nothing more, and shows nothing: the gauge is another's.
+    pub fn retire(&self) {
+        self.inner().retired = true;
+        self.gauge.set(0);
     }
 
     fn fell(&self) {
@@ -548,6 +560,22 @@ mod tests {
             assert_eq!(bench.breaker.state(), State::HalfOpen);
         }
         let _trial = bench.breaker.enter(bench.now).expect("the place is free");
+    }
+
+    #[test]
+    fn a_retired_one_shows_nothing_more() {
+        let mut bench = Bench::new();
+        for _ in 0..2 {
+            bench.attempt(Health::Ill);
+        }
+        bench.breaker.retire();
+        bench.breaker.gauge.set(7);
+        for _ in 0..20 {
+            bench.attempt(Health::Ill);
+        }
+        bench.breaker.half_open();
+        assert_eq!(bench.breaker.state(), State::Closed);
+        assert_eq!(bench.breaker.gauge.get(), 7, "it's another's by now");
     }
 
     #[tokio::test]

@@ -43,7 +43,7 @@ pub(super) fn tls(
     // The provider is named, so that a second one in the tree could never be chosen by accident.
     let mut config = ClientConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
         .with_safe_default_protocol_versions()?
-        .with_root_certificates(Arc::clone(&settings.roots))
+        .with_root_certificates(Arc::clone(&settings.roots.0))
         .with_no_client_auth();
     config.resumption = Resumption::in_memory_sessions(SESSIONS_MAX);
     config.alpn_protocols = vec![b"http/1.1".to_vec()];

@@ -26,6 +26,7 @@ use tokio::sync::Notify;
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
 use tokio_rustls::TlsConnector;
+use tokio_util::sync::CancellationToken;
 
 use crate::name::UpstreamName;
 use crate::observe::metrics::Metrics;
@@ -35,14 +36,14 @@ use crate::upstream::breaker::Health;
 use crate::upstream::breaker::Pass;
 
 /// What configuration says of one host.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Settings {
     /// The name that configuration gives it.
     pub name: UpstreamName,
     /// Where it is.
     pub base_url: BaseUrl,
     /// Whom its certificate must lead to.
-    pub roots: Arc<RootCertStore>,
+    pub roots: Roots,
     /// Addresses instead of those that DNS has; empty for DNS. Host, SNI and verification stay the URL's.
     pub resolve: Vec<SocketAddr>,
     /// DNS, TCP and TLS together, all addresses included.
@@ -61,6 +62,16 @@ pub struct Settings {
     pub reply_bytes_max: usize,
     /// When it's held to be down.
     pub breaker: breaker::Rules,
+}
+
+/// Certificate authorities that a host's certificate may lead to.
+#[derive(Clone, Debug)]
+pub struct Roots(pub Arc<RootCertStore>);
+
+impl PartialEq for Roots {
+    fn eq(&self, other: &Self) -> bool {
+        self.0.roots == other.0.roots
+    }
 }
 
 /// `https://host[:port][/path]`; `http://` to this machine alone.
@@ -166,6 +177,7 @@ pub struct Upstream {
     /// Rings when somebody starts to wait.
     wanted: Notify,
     breaker: Arc<Breaker>,
+    retired: CancellationToken,
     open: IntGauge,
     opened: IntCounter,
     reused: IntCounter,
@@ -193,6 +205,7 @@ impl Upstream {
         Ok(Self {
             permits: Arc::new(Semaphore::new(settings.connections_max)),
             breaker: Arc::new(breaker),
+            retired: CancellationToken::new(),
             probes,
             waiting: AtomicUsize::new(0),
             wanted: Notify::new(),
@@ -222,6 +235,12 @@ impl Upstream {
     /// [`Error::Down`] while it's held to be down.
     pub fn enter(&self, now: Instant) -> Result<Pass, Error> {
         self.breaker.enter(now).map_err(|breaker::Open| Error::Down)
+    }
+
+    /// Another one takes its place: what is under way ends here, and nothing is kept for later.
+    pub fn retire(&self) {
+        self.retired.cancel();
+        self.breaker.retire();
     }
 
     fn count_probe(&self, reached: bool) {

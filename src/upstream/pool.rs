@@ -151,7 +151,7 @@ impl Pool {
 
     /// Puts a connection back after a whole reply.
     pub(super) fn checkin(&self, mut connection: Connection) {
-        if connection.sender.is_closed() {
+        if connection.sender.is_closed() || self.upstream.retired.is_cancelled() {
             return;
         }
         let waiting_here = self.waiting_here.load(Ordering::Acquire);

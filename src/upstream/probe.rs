@@ -26,8 +26,15 @@ const PROBES_MAX: usize = 8;
 /// Why it can't be reached is said at once, and then so often.
 const SAID_AGAIN: Duration = Duration::from_secs(30);
 
-/// Runs for as long as its runtime does; while the breaker is closed it only waits for it to open.
+/// Runs until the upstream is retired, or its runtime ends; while the breaker is closed it only waits for it to open.
 pub async fn run(upstream: Arc<Upstream>, clock: Clock) {
+    tokio::select! {
+        () = watch(Arc::clone(&upstream), clock) => {}
+        () = upstream.retired.cancelled() => {}
+    }
+}
+
+async fn watch(upstream: Arc<Upstream>, clock: Clock) {
     loop {
         upstream.breaker.opened().await;
         let mut probes = JoinSet::new();

@@ -215,6 +215,7 @@ mod tests {
     use crate::sign::SignedBody;
     use crate::sign::sign;
     use crate::upstream::BaseUrl;
+    use crate::upstream::Roots;
     use crate::upstream::Settings;
     use crate::upstream::Upstream;
     use crate::upstream::pool::Pool;
@@ -266,7 +267,7 @@ mod tests {
         let settings = Settings {
             name: UpstreamName::new("kybio").expect("a name"),
             base_url: BaseUrl::parse(&format!("http://{address}")).expect("a URL"),
-            roots: Arc::new(RootCertStore::empty()),
+            roots: Roots(Arc::new(RootCertStore::empty())),
             resolve: Vec::new(),
             connect_timeout: Duration::from_secs(5),
             attempt_timeout: Duration::from_secs(5),

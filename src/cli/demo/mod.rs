@@ -45,7 +45,7 @@ async fn show(once: bool) -> anyhow::Result<ExitCode> {
     let (scene, stand_in) = Scene::set(Clock::system()).await?;
     let config = scene.config()?;
     let stop = Stop::default();
-    let server = Server::bind(config, Clock::system(), stop.clone())?;
+    let server = Server::bind(config, None, Clock::system(), stop.clone())?;
     let (address, admin) = (server.address()?, server.admin_address()?);
     let serving = thread::Builder::new()
         .name("gateway".to_owned())
@@ -73,7 +73,7 @@ async fn show(once: bool) -> anyhow::Result<ExitCode> {
             level: log::Level::Info,
             plain: environment::no_color(),
         };
-        let (subscriber, kept) = log::subscriber(&settings);
+        let (subscriber, _, kept) = log::subscriber(&settings);
         writer = Some(kept);
         let _ = tracing::subscriber::set_global_default(subscriber);
         // The log goes first: what is pasted is to be seen.

@@ -22,6 +22,7 @@ use crate::cli::simulate::acceptor;
 use crate::clock::Clock;
 use crate::config;
 use crate::config::Config;
+use crate::config::reader::Reader;
 use crate::identity::Identity;
 use crate::simulator::Account;
 use crate::simulator::QUOTA_PER_DAY;
@@ -122,7 +123,8 @@ impl Scene {
 
     /// The configuration, read as `serve` would read it.
     pub(super) fn config(&self) -> anyhow::Result<Config> {
-        Ok(config::load(&self.folder.path().join("gateway.toml"), &[])?)
+        let path = self.folder.path().join("gateway.toml");
+        Ok(config::load(&path, &[], &Reader::default())?)
     }
 
     /// Has the host misbehave at the next call.

@@ -14,7 +14,6 @@ use crate::name::UpstreamName;
 impl Builder<'_> {
     pub(super) fn accounts(&mut self) -> Vec<Arc<Account>> {
         let checked = self.checked;
-        let refuse = checked.text(&["runtime", "on_bad_key"]) == Some("refuse");
         let mut accounts = Vec::new();
         for written in checked.names("accounts") {
             let key = |key| ["accounts", written, key];
@@ -41,16 +40,10 @@ impl Builder<'_> {
             let app_id = app_id.and_then(|app_id| self.keep(&key("app_id"), app_id));
             let app_key = checked
                 .text(&key("app_key_file"))
-                .map(|path| files::app_key(Path::new(path)));
-            if let Some(Err(fault)) = &app_key {
-                let place = key("app_key_file");
-                let hint = (!refuse).then(|| "this account is disabled".to_owned());
-                let fault = checked.fault(&place, fault.to_string(), hint);
-                if refuse {
-                    self.faults.push(fault)
-                } else {
-                    self.notices.push(fault)
-                }
+                .map(|path| files::app_key(self.reader, Path::new(path)).map(Arc::new));
+            if let (Some(name), Some(Err(fault))) = (&name, &app_key) {
+                let fault = checked.fault(&key("app_key_file"), fault.to_string(), None);
+                self.bad_keys.push((name.clone(), fault));
             }
             let (Some(name), Some(upstream), Some(app_id), Some(app_key)) =
                 (name, upstream, app_id, app_key)

@@ -12,18 +12,18 @@ use crate::listener::tls::Material;
 
 impl Builder<'_> {
     pub(super) fn door(&mut self) -> Option<Door> {
-        let checked = self.checked;
+        let (checked, reader) = (self.checked, self.reader);
         let path = |name| checked.text(&["listener", name]).map(Path::new);
-        let chain = path("certificate").map(files::certificates);
+        let chain = path("certificate").map(|path| files::certificates(reader, path));
         let chain = chain.and_then(|chain| self.keep(&["listener", "certificate"], chain));
-        let key = path("private_key").map(files::private_key);
+        let key = path("private_key").map(|path| files::private_key(reader, path));
         let key = key.and_then(|key| self.keep(&["listener", "private_key"], key));
-        let client_roots = path("client_ca").map(files::roots);
+        let client_roots = path("client_ca").map(|path| files::roots(reader, path));
         let client_roots =
             client_roots.and_then(|roots| self.keep(&["listener", "client_ca"], roots));
         let mut client_crls = Vec::new();
         for path in checked.texts(&["listener", "client_crl"]) {
-            let lists = files::revocation_lists(Path::new(path));
+            let lists = files::revocation_lists(reader, Path::new(path));
             client_crls.extend(
                 self.keep(&["listener", "client_crl"], lists)
                     .unwrap_or_default(),
@@ -35,7 +35,7 @@ impl Builder<'_> {
                 "the list is empty: leave the key out to go without revocation",
             );
         }
-        if path("private_key").is_some_and(files::is_open_to_others) {
+        if key.as_ref().is_some_and(|key| key.open_to_others) {
             let message =
                 "the file is open to others: chmod 0400, or 0440 with the process's group";
             self.notices
@@ -53,13 +53,13 @@ impl Builder<'_> {
         let refuse_expired_crl = checked.text(&["listener", "crl_expired"]) != Some("warn");
         let material = Material {
             chain: chain?,
-            key: key?,
+            key: key?.der,
             client_roots: client_roots?,
             client_crls,
             refuse_expired_crl,
         };
-        let tls = match listener::tls::server_config(&material) {
-            Ok(tls) => tls,
+        let terms = match listener::tls::terms(&material) {
+            Ok(terms) => terms,
             Err(Error::Certificate(rustls::Error::InconsistentKeys(_))) => {
                 self.fault(
                     &["listener", "certificate"],
@@ -81,7 +81,7 @@ impl Builder<'_> {
         Some(Door {
             address,
             reuse_port,
-            tls,
+            terms,
             settings,
         })
     }

@@ -8,10 +8,14 @@ mod operations;
 mod upstreams;
 
 use crate::config::Config;
+use crate::config::OnBadKey;
 use crate::config::Runtime;
+use crate::config::changes::Written;
 use crate::config::check::Checked;
 use crate::config::environment;
 use crate::config::fault::Fault;
+use crate::config::reader::Reader;
+use crate::name::AccountName;
 use crate::observe::log;
 use crate::operation::OperationName;
 use crate::operations::Catalogue;
@@ -19,9 +23,12 @@ use crate::proxy;
 
 pub(super) struct Builder<'a> {
     pub(super) checked: &'a Checked<'a>,
+    pub(super) reader: &'a Reader,
     pub(super) faults: &'a mut Vec<Fault>,
     /// Worth a word, but no reason not to start.
     pub(super) notices: &'a mut Vec<Fault>,
+    /// Accounts whose key can't be used.
+    pub(super) bad_keys: &'a mut Vec<(AccountName, Fault)>,
 }
 
 impl Builder<'_> {
@@ -39,6 +46,7 @@ impl Builder<'_> {
         }
         let runtime = Runtime {
             workers: checked.integer(&["runtime", "workers"]),
+            reload_interval: checked.duration(&["runtime", "reload_interval"]),
             drain_delay: checked.duration(&["runtime", "drain_delay"]),
             drain_timeout: checked.duration(&["runtime", "drain_timeout"]),
         };
@@ -58,7 +66,14 @@ impl Builder<'_> {
             catalogue,
             log,
             runtime,
+            on_bad_key: if checked.text(&["runtime", "on_bad_key"]) == Some("refuse") {
+                OnBadKey::Refuse
+            } else {
+                OnBadKey::Disable
+            },
             notices: Vec::new(),
+            bad_keys: Vec::new(),
+            written: Written::default(),
         })
     }
 

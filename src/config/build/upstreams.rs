@@ -8,12 +8,14 @@ use rustls::RootCertStore;
 
 use crate::config::build::Builder;
 use crate::config::files;
+use crate::config::reader::SYSTEM_ROOTS;
 use crate::name::UpstreamName;
 use crate::proxy::route;
 use crate::quota;
 use crate::retry;
 use crate::upstream;
 use crate::upstream::BaseUrl;
+use crate::upstream::Roots;
 use crate::upstream::breaker;
 
 impl Builder<'_> {
@@ -109,16 +111,32 @@ impl Builder<'_> {
         upstreams
     }
 
-    fn roots(&mut self, path: &[&str; 3]) -> Option<Arc<RootCertStore>> {
+    fn roots(&mut self, path: &[&str; 3]) -> Option<Roots> {
         let roots = match self.checked.text(path) {
             None => return None,
-            Some("system") => system_roots(),
+            Some("system") => self.system_roots(),
             Some("bundled") => Ok(RootCertStore {
                 roots: webpki_roots::TLS_SERVER_ROOTS.to_vec(),
             }),
-            Some(path) => files::roots(Path::new(path)),
+            Some(path) => files::roots(self.reader, Path::new(path)),
         };
-        self.keep(path, roots).map(Arc::new)
+        self.keep(path, roots).map(|roots| Roots(Arc::new(roots)))
+    }
+
+    fn system_roots(&self) -> Result<RootCertStore, String> {
+        let mut roots = RootCertStore::empty();
+        let mut found = rustls_native_certs::load_native_certs().certs;
+        // In an order of their own, so that the same ones are the same.
+        found.sort_unstable_by(|one, other| one.as_ref().cmp(other.as_ref()));
+        self.reader.note(
+            SYSTEM_ROOTS,
+            &found.iter().map(AsRef::as_ref).collect::<Vec<&[u8]>>(),
+        );
+        roots.add_parsable_certificates(found);
+        if roots.is_empty() {
+            return Err("the system has no certificates (on Debian: apt-get install ca-certificates); or write \"bundled\", or a PEM file".to_owned());
+        }
+        Ok(roots)
     }
 }
 
@@ -148,14 +166,4 @@ fn utc_offset(text: &str) -> Result<i32, String> {
         Some(sign * (number(hours, 14)? * 3_600 + number(minutes, 59)? * 60))
     };
     seconds().ok_or_else(|| "write the hours and minutes before UTC as \"+08:00\", after it as \"-05:00\"; at most 14 hours".to_owned())
-}
-
-fn system_roots() -> Result<RootCertStore, String> {
-    let mut roots = RootCertStore::empty();
-    let found = rustls_native_certs::load_native_certs();
-    roots.add_parsable_certificates(found.certs);
-    if roots.is_empty() {
-        return Err("the system has no certificates (on Debian: apt-get install ca-certificates); or write \"bundled\", or a PEM file".to_owned());
-    }
-    Ok(roots)
 }

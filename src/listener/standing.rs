@@ -1,0 +1,162 @@
+//! Whether a connection that was let in would be let in again: its certificate is verified anew when what it was verified by has
+//! changed, and before a session is resumed.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::Mutex;
+use std::sync::MutexGuard;
+use std::sync::OnceLock;
+use std::sync::PoisonError;
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::UnixTime;
+use tokio_util::sync::CancellationToken;
+
+use crate::clock::Clock;
+use crate::identity::Presented;
+use crate::listener::Gate;
+use crate::listener::Peer;
+use crate::listener::tls;
+
+/// One open connection, as far as it concerns who is at its other end.
+pub struct Standing {
+    /// Who that is.
+    pub peer: Arc<Peer>,
+    /// When its own certificate ends, since 1970-01-01 UTC.
+    pub(super) ends: Duration,
+    /// Its certificates, its own first.
+    chain: Vec<CertificateDer<'static>>,
+    /// By which gate they were verified last.
+    verified_by: AtomicU64,
+    /// Why they aren't good any more.
+    refused: OnceLock<&'static str>,
+    /// It's to end with what is under way.
+    leave: CancellationToken,
+}
+
+impl Standing {
+    /// Let in through `gate`.
+    pub(super) fn new(
+        peer: Arc<Peer>,
+        chain: Vec<CertificateDer<'static>>,
+        ends: Duration,
+        gate: &Gate,
+    ) -> Arc<Self> {
+        Arc::new(Self {
+            peer,
+            ends,
+            chain,
+            verified_by: AtomicU64::new(gate.number),
+            refused: OnceLock::new(),
+            leave: CancellationToken::new(),
+        })
+    }
+
+    /// Who is at the other end, by what counts now. Costs two loads unless that has changed since it was asked last.
+    pub(super) fn peer(&self, gate: &Gate, clock: &Clock) -> Arc<Peer> {
+        match self.verify(gate, clock) {
+            Ok(()) => Arc::clone(&self.peer),
+            Err(reason) => Arc::new(Peer {
+                address: self.peer.address,
+                presented: Presented::Refused(reason),
+            }),
+        }
+    }
+
+    /// Verifies the certificates, if `gate` isn't the one that did so last. Once they're refused they stay so.
+    pub(super) fn verify(&self, gate: &Gate, clock: &Clock) -> Result<(), &'static str> {
+        if let Some(reason) = self.refused.get() {
+            return Err(reason);
+        }
+        if self.verified_by.load(Ordering::Acquire) >= gate.number {
+            return Ok(());
+        }
+        let verified = verify(gate, &self.chain, clock);
+        if let Err(reason) = verified {
+            // Another request of the connection may have been as quick; both know the same.
+            let _ = self.refused.set(reason);
+            self.leave.cancel();
+            return Err(reason);
+        }
+        self.verified_by.fetch_max(gate.number, Ordering::AcqRel);
+        Ok(())
+    }
+
+    /// It ends with what is under way.
+    pub(super) fn leave(&self) {
+        self.leave.cancel();
+    }
+
+    /// It's to end.
+    pub(super) fn is_leaving(&self) -> bool {
+        self.leave.is_cancelled()
+    }
+
+    /// Waits until it's to end.
+    pub(super) async fn left(&self) {
+        self.leave.cancelled().await;
+    }
+}
+
+/// Whether certificates would be let in through `gate` now.
+pub(super) fn verify(
+    gate: &Gate,
+    chain: &[CertificateDer<'static>],
+    clock: &Clock,
+) -> Result<(), &'static str> {
+    let (leaf, intermediates) = chain.split_first().ok_or("none")?;
+    let now = UnixTime::since_unix_epoch(clock.since_epoch());
+    gate.terms
+        .verifier
+        .verify_client_cert(leaf, intermediates, now)
+        .map(drop)
+        .map_err(|error| tls::reason_of(&error))
+}
+
+/// All open connections of the process.
+#[derive(Default)]
+pub(super) struct Register(Arc<Mutex<Entries>>);
+
+#[derive(Default)]
+struct Entries {
+    next: u64,
+    open: HashMap<u64, Arc<Standing>>,
+}
+
+/// Takes a connection out again when it's dropped.
+pub(super) struct Registered {
+    number: u64,
+    register: Arc<Mutex<Entries>>,
+}
+
+impl Register {
+    pub(super) fn enter(&self, standing: Arc<Standing>) -> Registered {
+        let mut entries = lock(&self.0);
+        entries.next += 1;
+        let number = entries.next;
+        entries.open.insert(number, standing);
+        Registered {
+            number,
+            register: Arc::clone(&self.0),
+        }
+    }
+
+    /// Those that are open now.
+    pub(super) fn all(&self) -> Vec<Arc<Standing>> {
+        lock(&self.0).open.values().cloned().collect()
+    }
+}
+
+impl Drop for Registered {
+    fn drop(&mut self) {
+        lock(&self.register).open.remove(&self.number);
+    }
+}
+
+fn lock(entries: &Mutex<Entries>) -> MutexGuard<'_, Entries> {
+    // Nothing that holds it can panic half-way through a change.
+    entries.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,345 @@
+//! Another configuration under running calls: read as one set and checked, then swapped whole, or not at all.
+//!
+//! What didn't change is carried over. What is under way finishes by what it began with.
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use tokio::sync::Notify;
+use tokio::sync::watch;
+use tokio::task::JoinError;
+use tokio::task::spawn_blocking;
+use tokio::time::sleep;
+use tokio_util::sync::CancellationToken;
+
+use crate::account::Account;
+use crate::clock::Clock;
+use crate::config::Config;
+use crate::config::Runtime;
+use crate::config::changes::Change;
+use crate::config::changes::Written;
+use crate::config::changes::summary;
+use crate::config::fault::Fault;
+use crate::config::fault::Faults;
+use crate::config::reader::Reader;
+use crate::config::reader::Seen;
+use crate::identity::Callers;
+use crate::listener::Listener;
+use crate::name::AccountName;
+use crate::observe::log;
+use crate::observe::metrics::Metrics;
+use crate::policy::Policy;
+use crate::proxy::Proxy;
+use crate::proxy::Worker;
+use crate::proxy::route::Route;
+use crate::quota::Latches;
+use crate::server::Error;
+use crate::server::check_descriptors;
+use crate::slots::Slots;
+use crate::upstream::probe;
+
+/// Reads a whole configuration, and blocks while it does.
+pub type Load = dyn Fn(&Reader) -> Result<Config, Faults> + Send + Sync;
+
+/// Where configurations come from, and who asks for one.
+pub struct Source {
+    /// Reads everything anew.
+    pub load: Arc<Load>,
+    /// What it reads with, from the first time on.
+    pub reader: Arc<Reader>,
+    /// Rings when the operator wants a reload.
+    pub asked: Arc<Notify>,
+    /// The log's level.
+    pub log: log::Control,
+}
+
+/// Between two looks at files that are just being changed.
+const REST: Duration = Duration::from_millis(500);
+
+/// After so many they're taken as they are: a set that isn't whole is refused, and looked at again.
+const LOOKS_MAX: usize = 20;
+
+/// Faults and accounts that are named, each in a line of its own; of more, their number.
+const LINES_MAX: usize = 20;
+
+/// What serves now, and all that has to hear of a change.
+pub(super) struct Reloader {
+    pub(super) source: Source,
+    pub(super) in_force: InForce,
+    pub(super) listener: Arc<Listener>,
+    pub(super) workers: Vec<Arc<Worker>>,
+    pub(super) usable: Arc<AtomicBool>,
+    pub(super) runtime: watch::Sender<Runtime>,
+    pub(super) draining: CancellationToken,
+}
+
+/// The configuration that requests go by.
+pub(super) struct InForce {
+    pub(super) proxy: Arc<Proxy>,
+    pub(super) accounts: Vec<Arc<Account>>,
+    pub(super) written: Written,
+}
+
+/// Why what is written isn't taken.
+enum Refusal {
+    Faults(Faults),
+    Server(Error),
+    Lost(JoinError),
+}
+
+/// What came of a reload.
+enum Taken {
+    Unchanged,
+    Reloaded(Vec<Change>),
+}
+
+/// What decides about requests, from a configuration. What is remembered of the one before is carried over.
+///
+/// # Errors
+/// When the TLS library refuses an upstream's settings.
+pub(super) fn proxy(
+    config: &Config,
+    before: Option<&Proxy>,
+    metrics: &Arc<Metrics>,
+    clock: &Clock,
+) -> Result<Arc<Proxy>, Error> {
+    let routes = config.upstreams.iter().map(|settings| {
+        let name = &settings.upstream.name;
+        let before = before.and_then(|before| before.routes.get(name));
+        match Route::new(settings.clone(), before, metrics) {
+            Ok(route) => Ok((name.clone(), route)),
+            Err(cause) => Err(Error::Upstream {
+                name: name.to_string(),
+                cause,
+            }),
+        }
+    });
+    Ok(Arc::new(Proxy {
+        routes: routes.collect::<Result<_, _>>()?,
+        callers: Callers::new(config.identities.iter().cloned()),
+        policy: Policy::new(&config.catalogue, &config.accounts, &config.callers),
+        slots: before.map_or_else(Slots::default, |before| before.slots.clone()),
+        latches: before.map_or_else(
+            || Arc::new(Latches::new(metrics)),
+            |before| Arc::clone(&before.latches),
+        ),
+        answers: config.catalogue.answers().clone(),
+        settings: config.body,
+        metrics: Arc::clone(metrics),
+        clock: clock.clone(),
+    }))
+}
+
+/// Shows how many accounts can't be used, and whether any can.
+pub(super) fn show_accounts(accounts: &[Arc<Account>], metrics: &Metrics, usable: &AtomicBool) {
+    let disabled = accounts.iter().filter(|account| account.key.is_err());
+    let disabled = disabled.count();
+    metrics
+        .accounts_disabled
+        .set(i64::try_from(disabled).unwrap_or(i64::MAX));
+    usable.store(disabled < accounts.len(), Ordering::Release);
+}
+
+/// Looks whether a host is back, for as long as it's one of ours.
+pub(super) fn watch_upstream(route: &Route, clock: &Clock) {
+    let upstream = Arc::clone(&route.upstream);
+    tokio::spawn(probe::run(upstream, clock.clone()));
+}
+
+impl Reloader {
+    /// Runs for as long as its runtime does; once the process is ending, nothing is reloaded any more.
+    pub(super) async fn run(mut self) {
+        let mut seen = self.in_force.written.seen().clone();
+        loop {
+            let interval = self.runtime.borrow().reload_interval;
+            tokio::select! {
+                biased;
+                () = self.draining.cancelled() => break,
+                () = self.source.asked.notified() => {}
+                () = sleep(interval), if !interval.is_zero() => {
+                    if !self.has_changed(&seen).await {
+                        continue;
+                    }
+                }
+            }
+            seen = self.reload().await;
+        }
+        loop {
+            self.source.asked.notified().await;
+            tracing::info!("SIGHUP: the process is ending, nothing is reloaded");
+        }
+    }
+
+    /// Something has, and has come to rest since.
+    async fn has_changed(&self, seen: &Seen) -> bool {
+        let mut before = seen.clone();
+        for look in 0..LOOKS_MAX {
+            let reader = Arc::clone(&self.source.reader);
+            let last = before.clone();
+            let now = spawn_blocking(move || reader.look_again(&last)).await;
+            let Ok(now) = now else { return false };
+            if now == *seen {
+                return false;
+            }
+            if look > 0 && now == before {
+                return true;
+            }
+            before = now;
+            sleep(REST).await;
+        }
+        true
+    }
+
+    /// Reads everything, and takes it or not. Returns what it has read.
+    async fn reload(&mut self) -> Seen {
+        let began = self.in_force.proxy.clock.now();
+        let metrics = Arc::clone(&self.in_force.proxy.metrics);
+        let (load, reader) = (
+            Arc::clone(&self.source.load),
+            Arc::clone(&self.source.reader),
+        );
+        let loaded = spawn_blocking(move || load(&reader)).await;
+        let seen = self.source.reader.seen();
+        let taken = match loaded {
+            Ok(Ok(config)) => self.settle(config),
+            Ok(Err(faults)) => Err(Refusal::Faults(faults)),
+            Err(lost) => Err(Refusal::Lost(lost)),
+        };
+        let took = self.in_force.proxy.clock.now() - began;
+        let took_ms = u64::try_from(took.as_millis()).unwrap_or(u64::MAX);
+        let result = match &taken {
+            Ok(Taken::Unchanged) => {
+                tracing::info!(took_ms, "configuration unchanged");
+                "unchanged"
+            }
+            Ok(Taken::Reloaded(changes)) => {
+                let changes = summary(changes);
+                tracing::info!(changes, took_ms, "configuration reloaded");
+                "reloaded"
+            }
+            Err(refusal) => {
+                refusal.say();
+                "refused"
+            }
+        };
+        metrics.reloads.with_label_values(&[result]).inc();
+        metrics.reload_successful.set(i64::from(taken.is_ok()));
+        if taken.is_ok() {
+            let now = self.in_force.proxy.clock.since_epoch();
+            metrics.reload_success_time.set(now.as_secs_f64());
+        }
+        if matches!(taken, Ok(Taken::Reloaded(_))) {
+            let callers = &self.in_force.proxy.callers;
+            let knows = |presented: &_| callers.identify(presented).is_ok();
+            self.listener.review(knows).await;
+        }
+        seen
+    }
+
+    /// A configuration without faults: what of it can be taken is.
+    fn settle(&mut self, mut config: Config) -> Result<Taken, Refusal> {
+        let kept = config
+            .settle_keys(&self.in_force.accounts)
+            .map_err(Refusal::Faults)?;
+        let waiting = config.written.keep_until_restart(&self.in_force.written);
+        if !waiting.is_empty() {
+            let needs_restart = waiting.join(", ");
+            tracing::warn!(needs_restart, "configuration: a change waits for a restart");
+        }
+        let changes = self.in_force.written.changes(&config.written);
+        if changes.is_empty() {
+            return Ok(Taken::Unchanged);
+        }
+        check_descriptors(&config).map_err(Refusal::Server)?;
+        let Proxy { metrics, clock, .. } = &*self.in_force.proxy;
+        let proxy =
+            proxy(&config, Some(&self.in_force.proxy), metrics, clock).map_err(Refusal::Server)?;
+        self.swap(proxy, config, &kept, &changes);
+        Ok(Taken::Reloaded(changes))
+    }
+
+    /// From here on nothing fails.
+    fn swap(
+        &mut self,
+        proxy: Arc<Proxy>,
+        config: Config,
+        kept: &[(AccountName, Fault)],
+        changes: &[Change],
+    ) {
+        let (metrics, clock) = (Arc::clone(&proxy.metrics), proxy.clock.clone());
+        metrics.know_codes(proxy.answers.codes());
+        let new_terms = changes.iter().any(Change::is_of_terms);
+        self.listener
+            .reload(config.door.settings, new_terms.then_some(config.door.terms));
+        for worker in &self.workers {
+            worker.reload(Arc::clone(&proxy));
+        }
+        self.source.log.set(config.log.level);
+        self.runtime.send_replace(config.runtime);
+        let before = std::mem::replace(
+            &mut self.in_force,
+            InForce {
+                proxy,
+                accounts: config.accounts,
+                written: config.written,
+            },
+        );
+        let routes = &self.in_force.proxy.routes;
+        for (name, route) in &before.proxy.routes {
+            let now = routes.get(name).map(|route| &route.upstream);
+            if now.is_none_or(|now| !Arc::ptr_eq(now, &route.upstream)) {
+                route.upstream.retire();
+                let url = &route.upstream.settings().base_url;
+                if now.is_none_or(|now| now.settings().base_url != *url) {
+                    before.proxy.latches.forget(name);
+                }
+            }
+        }
+        for (name, route) in routes {
+            let known = before.proxy.routes.get(name);
+            if known.is_none_or(|known| !Arc::ptr_eq(&known.upstream, &route.upstream)) {
+                watch_upstream(route, &clock);
+            }
+        }
+        show_accounts(&self.in_force.accounts, &metrics, &self.usable);
+        metrics
+            .accounts_keeping_key
+            .set(i64::try_from(kept.len()).unwrap_or(i64::MAX));
+        for (account, fault) in kept.iter().take(LINES_MAX) {
+            tracing::warn!(%account, %fault, "account goes on with the key it had");
+        }
+        say_rest(kept.len(), "accounts go on with the keys they had");
+        for notice in config.notices.iter().take(LINES_MAX) {
+            tracing::warn!(%notice, "configuration");
+        }
+        say_rest(config.notices.len(), "notices");
+    }
+}
+
+impl Refusal {
+    /// Why, and that all stays as it is.
+    fn say(&self) {
+        const MESSAGE: &str = "configuration not reloaded";
+        match self {
+            Self::Faults(Faults(faults)) => {
+                for fault in faults.iter().take(LINES_MAX) {
+                    tracing::error!(%fault, "{MESSAGE}");
+                }
+                say_rest(faults.len(), "faults");
+            }
+            Self::Server(error) => tracing::error!(fault = %error, "{MESSAGE}"),
+            Self::Lost(error) => tracing::error!(fault = %error, "{MESSAGE}"),
+        }
+    }
+}
+
+fn say_rest(count: usize, what: &str) {
+    if count > LINES_MAX {
+        tracing::warn!(
+            count,
+            "configuration: {what}, of which {LINES_MAX} are told"
+        );
+    }
+}
