@@ -30,6 +30,7 @@ use prometheus::IntGauge;
 use rustls::HandshakeKind;
 use tokio::net::TcpListener;
 use tokio::net::TcpStream;
+use tokio::sync::OwnedSemaphorePermit;
 use tokio::sync::Semaphore;
 use tokio::task::yield_now;
 use tokio::time::sleep;
@@ -188,7 +189,7 @@ impl Listener {
         }
     }
 
-    /// Takes connections until `stop` is closing. Each runs in a task of `tasks`; `serve` answers its requests.
+    /// Takes connections until `stop` is closing, and then those that the kernel holds for us already. Each runs in a task of `tasks`; `serve` answers its requests.
     ///
     /// Who waits for `tasks` afterwards waits for the answers under way.
     pub async fn run<F, A>(
@@ -201,28 +202,26 @@ impl Listener {
         F: Fn(Arc<Peer>, Request<Incoming>) -> A + Clone + Send + 'static,
         A: Future<Output = Response<Bytes>> + Send + 'static,
     {
+        let take = |stream, address, permit| {
+            let connection =
+                Arc::clone(&self).connection(stream, address, stop.clone(), serve.clone());
+            tasks.spawn(async move {
+                connection.await;
+                drop(permit);
+            });
+        };
         loop {
             // The permit comes first: at the limit, callers wait in the kernel's queue rather than being turned away.
             let accepted = async {
-                let permit = Arc::clone(&self.permits)
-                    .acquire_owned()
-                    .await
-                    .expect("the semaphore is never closed");
+                let permit = self.permit().await;
                 (permit, socket.accept().await)
             };
             let (permit, accepted) = tokio::select! {
                 accepted = accepted => accepted,
-                () = stop.closing.cancelled() => return,
+                () = stop.closing.cancelled() => break,
             };
             match accepted {
-                Ok((stream, address)) => {
-                    let connection =
-                        Arc::clone(&self).connection(stream, address, stop.clone(), serve.clone());
-                    tasks.spawn(async move {
-                        connection.await;
-                        drop(permit);
-                    });
-                }
+                Ok((stream, address)) => take(stream, address, permit),
                 Err(error) => {
                     self.metrics.accept_errors.inc();
                     tracing::warn!(%error, "a connection couldn't be taken");
@@ -230,6 +229,35 @@ impl Listener {
                 }
             }
         }
+        // What the kernel has taken for us by now would be reset with the socket: it's taken too.
+        let Ok(socket) = socket.into_std() else {
+            return;
+        };
+        loop {
+            let permit = tokio::select! {
+                permit = self.permit() => permit,
+                () = stop.cut.cancelled() => return,
+            };
+            // Asked of the kernel itself: what the runtime knows of the socket may be a moment old.
+            let (stream, address) = match socket.accept() {
+                Ok(accepted) => accepted,
+                // One that has gone meanwhile hides none that is behind it.
+                Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => continue,
+                Err(_) => return,
+            };
+            let nonblocking = stream.set_nonblocking(true);
+            if let Ok(stream) = nonblocking.and_then(|()| TcpStream::from_std(stream)) {
+                take(stream, address, permit);
+            }
+        }
+    }
+
+    async fn permit(&self) -> OwnedSemaphorePermit {
+        let permits = Arc::clone(&self.permits);
+        permits
+            .acquire_owned()
+            .await
+            .expect("the semaphore is never closed")
     }
 
     async fn connection<F, A>(
