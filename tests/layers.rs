@@ -18,6 +18,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
             "server",
             "simulator",
             "stop",
+            "upstream",
         ],
     ),
     // assembly

@@ -41,7 +41,8 @@ mod secrets; // S1: nothing that comes out holds a key or a signature
 mod demo; // F1: one command to a signed call in front of your eyes
 
 // Operation
-mod configuration; // faults are told all at once, with their places
+mod checks; // F2: what would show only later, or only to callers, is told by `check`
+mod configuration; // F2: faults are told all at once, with their places
 mod drain; // an orderly end
 mod observing; // metrics, log, health
 mod protocols; // HTTP/1.1, HTTP/2, curl

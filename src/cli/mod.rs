@@ -38,7 +38,7 @@ enum Command {
     /// Serve until SIGTERM or SIGINT
     Serve(Configured),
     /// Report every fault of the configuration; exit 78 if there is one
-    Check(Configured),
+    Check(check::Arguments),
     /// Ask the running gateway whether it takes requests; exit 0 if it does
     Health(Configured),
     /// Stand in for a KYBIO host
@@ -85,7 +85,7 @@ impl Arguments {
         let ended = match self.command {
             Command::Demo(arguments) => demo::run(&arguments),
             Command::Serve(configured) => serve::run(&configured),
-            Command::Check(configured) => check::run(&configured),
+            Command::Check(arguments) => check::run(&arguments),
             Command::Health(configured) => health::run(&configured),
             Command::Simulate(arguments) => simulate::run(&arguments),
             Command::Pki(arguments) => pki::run(&arguments),

@@ -26,7 +26,9 @@ use crate::stop::Stop;
 pub(super) fn run(configured: &Configured) -> anyhow::Result<ExitCode> {
     let reader = Arc::new(Reader::default());
     let (path, set) = (configured.config.clone(), configured.set.clone());
-    let load = move |reader: &Reader| config::load(&path, &set, reader);
+    let clock = Clock::system();
+    let now = clock.clone();
+    let load = move |reader: &Reader| config::load(&path, &set, reader, now.since_epoch());
     let loaded = load(&reader).and_then(|mut config| {
         config.settle_keys(&[])?;
         Ok(config)
@@ -48,7 +50,7 @@ pub(super) fn run(configured: &Configured) -> anyhow::Result<ExitCode> {
         asked: Arc::clone(&asked),
         log,
     };
-    let server = match Server::bind(config, Some(source), Clock::system(), stop.clone()) {
+    let server = match Server::bind(config, Some(source), clock, stop.clone()) {
         Ok(server) => server,
         Err(error) => {
             say_error(&error.to_string());

@@ -79,11 +79,15 @@ pub(super) fn revocation_lists(
 
 /// The certificates of a PEM file, as what others must lead to.
 pub(super) fn roots(reader: &Reader, path: &Path) -> Result<RootCertStore, String> {
+    store(&certificates(reader, path)?).map_err(|error| format!("{}: {error}", path.display()))
+}
+
+/// Certificates, as what others must lead to.
+pub(super) fn store(certificates: &[CertificateDer<'static>]) -> Result<RootCertStore, String> {
     let mut roots = RootCertStore::empty();
-    for certificate in certificates(reader, path)? {
-        roots
-            .add(certificate)
-            .map_err(|error| format!("{}: {error}", path.display()))?;
+    for certificate in certificates {
+        let added = roots.add(certificate.clone());
+        added.map_err(|error| error.to_string())?;
     }
     Ok(roots)
 }

@@ -81,6 +81,19 @@ pub struct Door {
     pub terms: Terms,
     /// Clocks and limits.
     pub settings: listener::Settings,
+    /// When what it's made of ends.
+    pub endings: Vec<Ending>,
+}
+
+/// The end of a certificate, a CA or a revocation list.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ending {
+    /// The key that names its file.
+    pub key: &'static str,
+    /// Whose it is.
+    pub of: String,
+    /// Wall time since 1970-01-01 UTC.
+    pub at: Duration,
 }
 
 /// What an account without a usable key means.
@@ -106,11 +119,16 @@ pub struct Runtime {
 }
 
 /// Reads `path`, what it includes, the environment, and `flags` (`key`, `value`), and everything that they name. What was read is known to
-/// `reader` afterwards, also when there are faults.
+/// `reader` afterwards, also when there are faults. `now` is wall time since 1970-01-01 UTC: some of it may have ended.
 ///
 /// # Errors
 /// All faults at once.
-pub fn load(path: &Path, flags: &[(String, String)], reader: &Reader) -> Result<Config, Faults> {
+pub fn load(
+    path: &Path,
+    flags: &[(String, String)],
+    reader: &Reader,
+    now: Duration,
+) -> Result<Config, Faults> {
     reader.forget();
     let mut faults = Vec::new();
     let layers = Layers::read(path, flags, reader, &mut faults);
@@ -123,6 +141,7 @@ pub fn load(path: &Path, flags: &[(String, String)], reader: &Reader) -> Result<
     let builder = Builder {
         checked: &checked,
         reader,
+        now,
         faults: &mut faults,
         notices: &mut notices,
         bad_keys: &mut bad_keys,

@@ -68,6 +68,15 @@ async fn watch(upstream: Arc<Upstream>, clock: Clock) {
     }
 }
 
+/// TCP and TLS with the host, within its connect timeout.
+///
+/// # Errors
+/// Why it can't be reached, or isn't who it should be.
+pub async fn reach(upstream: &Upstream, clock: &Clock) -> Result<(), Error> {
+    let deadline = clock.now() + upstream.settings.connect_timeout;
+    connect(upstream, clock, deadline, 0).await.map(drop)
+}
+
 /// Of several addresses each begins with another: one that is dead hides none that is well.
 async fn probe(upstream: Arc<Upstream>, clock: Clock, number: usize) -> Result<(), Error> {
     let deadline = clock.now() + TIMEOUT;

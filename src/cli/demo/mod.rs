@@ -43,7 +43,7 @@ async fn show(once: bool) -> anyhow::Result<ExitCode> {
     let mut paper = Paper::new();
     paper.title("kybio-gateway: a tour on this machine alone")?;
     let (scene, stand_in) = Scene::set(Clock::system()).await?;
-    let config = scene.config()?;
+    let config = scene.config(Clock::system().since_epoch())?;
     let stop = Stop::default();
     let server = Server::bind(config, None, Clock::system(), stop.clone())?;
     let (address, admin) = (server.address()?, server.admin_address()?);

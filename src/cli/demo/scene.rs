@@ -5,6 +5,7 @@ use std::fs;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Context;
 use tempfile::TempDir;
@@ -122,9 +123,9 @@ impl Scene {
     }
 
     /// The configuration, read as `serve` would read it.
-    pub(super) fn config(&self) -> anyhow::Result<Config> {
+    pub(super) fn config(&self, now: Duration) -> anyhow::Result<Config> {
         let path = self.folder.path().join("gateway.toml");
-        Ok(config::load(&path, &[], &Reader::default())?)
+        Ok(config::load(&path, &[], &Reader::default(), now)?)
     }
 
     /// Has the host misbehave at the next call.

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use crate::config::Door;
 use crate::config::build::Builder;
+use crate::config::build::trust::Trust;
 use crate::config::files;
 use crate::listener;
 use crate::listener::tls::Error;
@@ -18,7 +19,9 @@ impl Builder<'_> {
         let chain = chain.and_then(|chain| self.keep(&["listener", "certificate"], chain));
         let key = path("private_key").map(|path| files::private_key(reader, path));
         let key = key.and_then(|key| self.keep(&["listener", "private_key"], key));
-        let client_roots = path("client_ca").map(|path| files::roots(reader, path));
+        let authorities = path("client_ca").map(|path| files::certificates(reader, path));
+        let authorities = authorities.and_then(|list| self.keep(&["listener", "client_ca"], list));
+        let client_roots = authorities.as_deref().map(files::store);
         let client_roots =
             client_roots.and_then(|roots| self.keep(&["listener", "client_ca"], roots));
         let mut client_crls = Vec::new();
@@ -51,8 +54,21 @@ impl Builder<'_> {
             leaving_timeout: self.leaving_timeout(),
         };
         let refuse_expired_crl = checked.text(&["listener", "crl_expired"]) != Some("warn");
+        let (chain, authorities) = (chain?, authorities?);
+        let trust = Trust {
+            chain: &chain,
+            authorities: &authorities,
+            lists: &client_crls,
+            expired_list_refuses: refuse_expired_crl,
+            now: self.now,
+        };
+        for (key, remark) in trust.remarks() {
+            let notice = checked.fault(&["listener", key], remark, None);
+            self.notices.push(notice);
+        }
+        let endings = trust.endings();
         let material = Material {
-            chain: chain?,
+            chain,
             key: key?.der,
             client_roots: client_roots?,
             client_crls,
@@ -83,6 +99,7 @@ impl Builder<'_> {
             reuse_port,
             terms,
             settings,
+            endings,
         })
     }
 

@@ -5,7 +5,10 @@ mod accounts;
 mod callers;
 mod door;
 mod operations;
+mod trust;
 mod upstreams;
+
+use std::time::Duration;
 
 use crate::config::Config;
 use crate::config::OnBadKey;
@@ -24,6 +27,8 @@ use crate::proxy;
 pub(super) struct Builder<'a> {
     pub(super) checked: &'a Checked<'a>,
     pub(super) reader: &'a Reader,
+    /// Wall time since 1970-01-01 UTC.
+    pub(super) now: Duration,
     pub(super) faults: &'a mut Vec<Fault>,
     /// Worth a word, but no reason not to start.
     pub(super) notices: &'a mut Vec<Fault>,
