@@ -1,34 +1,74 @@
-//! Who is calling: from the names in a verified certificate to the caller that configuration knows by one of them.
+//! Who is calling: from what a connection presents to the caller that configuration knows by it. A certificate's names, a user of this
+//! machine and its loopback never stand for one another.
 
 use std::collections::HashMap;
 use std::fmt;
 
 use crate::name::CallerName;
 
-/// A name that a certificate can carry: one SPIFFE URI, or a DNS name. The common name never counts.
+/// What a caller is known by: a name that a certificate can carry, one SPIFFE URI or a DNS name (the common name never counts); or,
+/// without TLS, what this machine says of the other end.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Identity {
     /// `spiffe://trust-domain/path`.
     Spiffe(String),
     /// A DNS name, in small letters.
     Dns(String),
+    /// A user of this machine, at the other end of a unix socket.
+    Uid(u32),
+    /// Whoever connects to a loopback address without TLS.
+    Loopback,
 }
 
 /// Why a text can't be an identity.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("an identity is written `spiffe://trust-domain/path` or `dns:host.name`")]
-pub struct BadIdentity;
+pub enum BadIdentity {
+    /// It's none of the forms.
+    #[error(
+        "an identity is written `spiffe://trust-domain/path`, `dns:host.name`, `uid:1000` or `loopback`"
+    )]
+    Form,
+    /// It's [`UID_UNKNOWN`].
+    #[error(
+        "uid {UID_UNKNOWN} is how every user looks that the kernel can't name here: it can't stand for one caller"
+    )]
+    UidUnknown,
+}
+
+/// What the kernel shows instead of a user that has no number in this process's user namespace (user_namespaces(7), "overflow user
+/// ID"): all of them look alike, so that it's never anybody's identity.
+pub const UID_UNKNOWN: u32 = 65_534;
 
 impl Identity {
     /// As configuration writes it.
     ///
     /// # Errors
-    /// When it's neither a SPIFFE ID nor `dns:` with an exact host name.
+    /// When it's neither a SPIFFE ID, `dns:` with an exact host name, `uid:` with a user's number, nor `loopback`.
     pub fn parse(text: &str) -> Result<Self, BadIdentity> {
-        if let Some(name) = text.strip_prefix("dns:") {
-            return Self::dns(name).ok_or(BadIdentity);
+        if text == "loopback" {
+            return Ok(Self::Loopback);
         }
-        Self::spiffe(text).ok_or(BadIdentity)
+        if let Some(uid) = text.strip_prefix("uid:") {
+            return Self::uid(uid);
+        }
+        if let Some(name) = text.strip_prefix("dns:") {
+            return Self::dns(name).ok_or(BadIdentity::Form);
+        }
+        Self::spiffe(text).ok_or(BadIdentity::Form)
+    }
+
+    /// A user's number in its one spelling: no sign, no leading zero.
+    fn uid(text: &str) -> Result<Self, BadIdentity> {
+        let uid = text
+            .parse::<u32>()
+            .ok()
+            .filter(|uid| uid.to_string() == text);
+        match uid {
+            // The largest number is no user's: the kernel says "none" with it.
+            None | Some(u32::MAX) => Err(BadIdentity::Form),
+            Some(UID_UNKNOWN) => Err(BadIdentity::UidUnknown),
+            Some(uid) => Ok(Self::Uid(uid)),
+        }
     }
 
     /// A DNS SAN; only an exact host name counts, so a wildcard certificate is nobody.
@@ -69,11 +109,13 @@ impl fmt::Display for Identity {
         match self {
             Self::Spiffe(uri) => f.write_str(uri),
             Self::Dns(name) => write!(f, "dns:{name}"),
+            Self::Uid(uid) => write!(f, "uid:{uid}"),
+            Self::Loopback => f.write_str("loopback"),
         }
     }
 }
 
-/// A caller whose certificate was verified and whose name is known. Only [`Callers::identify`] makes one.
+/// A caller whose identity was verified and whose name is known. Only [`Callers::identify`] makes one.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Caller(CallerName);
 
@@ -85,7 +127,7 @@ impl Caller {
     }
 }
 
-/// A verified certificate that is nobody we know.
+/// Nobody we know, verified as it may be.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Unknown {
     /// None of its identities is configured.
@@ -105,6 +147,12 @@ pub enum Unknown {
     /// Its DNS names belong to more than one caller.
     #[error("the certificate's names belong to more than one caller")]
     Ambiguous,
+    /// A user of this machine that is no caller.
+    #[error("no caller is uid {0}")]
+    Uid(u32),
+    /// No caller is whoever connects on loopback.
+    #[error("no caller has the identity loopback")]
+    Loopback,
 }
 
 fn list(identities: &[Identity]) -> String {
@@ -141,11 +189,15 @@ impl Names {
     }
 }
 
-/// What a connection has shown of who is at its other end.
+/// What a connection says of who is at its other end. Only the listener makes one.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Presented {
-    /// A certificate that was verified.
+    /// The names in a certificate that was verified.
     Certificate(Names),
+    /// The user who connected to a unix socket, as the kernel knew it then.
+    Uid(u32),
+    /// Somebody on this machine: nobody can be told from another there.
+    Loopback,
     /// A certificate that was verified once, and isn't good any more: why, as the reason of a failed handshake.
     Refused(&'static str),
 }
@@ -161,15 +213,22 @@ impl Callers {
         Self(identities.into_iter().collect())
     }
 
-    /// The caller that a verified certificate belongs to.
+    /// The caller that a connection belongs to.
     ///
     /// # Errors
     /// When it belongs to none, or to more than one, or isn't good any more.
     pub fn identify(&self, presented: &Presented) -> Result<Caller, Unknown> {
-        let identities = match presented {
-            Presented::Certificate(names) => names.identities()?,
-            Presented::Refused(reason) => return Err(Unknown::Refused(reason)),
-        };
+        let known = |identity| self.0.get(&identity).cloned().map(Caller);
+        match presented {
+            Presented::Certificate(names) => self.certified(names),
+            Presented::Uid(uid) => known(Identity::Uid(*uid)).ok_or(Unknown::Uid(*uid)),
+            Presented::Loopback => known(Identity::Loopback).ok_or(Unknown::Loopback),
+            Presented::Refused(reason) => Err(Unknown::Refused(reason)),
+        }
+    }
+
+    fn certified(&self, names: &Names) -> Result<Caller, Unknown> {
+        let identities = names.identities()?;
         if identities.is_empty() {
             return Err(Unknown::NoIdentity);
         }
@@ -189,10 +248,12 @@ impl Callers {
 
 #[cfg(test)]
 mod tests {
+    use super::BadIdentity;
     use super::Callers;
     use super::Identity;
     use super::Names;
     use super::Presented;
+    use super::UID_UNKNOWN;
     use super::Unknown;
     use crate::name::CallerName;
 
@@ -203,16 +264,19 @@ mod tests {
             (identity("spiffe://shop.example/orders"), name("orders")),
             (identity("dns:orders.internal"), name("orders")),
             (identity("dns:tills.internal"), name("tills")),
+            (identity("uid:1000"), name("sync")),
+            (identity("dns:loopback"), name("odd")),
         ])
     }
 
     fn identify(uris: &[&str], dns: &[&str]) -> Result<String, Unknown> {
         let owned = |texts: &[&str]| texts.iter().map(ToString::to_string).collect();
+        let names = Names {
+            uris: owned(uris),
+            dns: owned(dns),
+        };
         callers()
-            .identify(&Presented::Certificate(Names {
-                uris: owned(uris),
-                dns: owned(dns),
-            }))
+            .identify(&Presented::Certificate(names))
             .map(|caller| caller.name().to_string())
     }
 
@@ -263,8 +327,46 @@ mod tests {
     }
 
     #[test]
+    fn a_certificate_a_user_and_loopback_never_stand_for_one_another() {
+        let named = |presented| {
+            let caller = callers().identify(&presented);
+            caller.map(|caller| caller.name().to_string())
+        };
+        assert_eq!(named(Presented::Uid(1000)), Ok("sync".to_owned()));
+        assert_eq!(named(Presented::Uid(1001)), Err(Unknown::Uid(1001)));
+        assert_eq!(named(Presented::Loopback), Err(Unknown::Loopback));
+        // What a certificate says of users is a name like any other, and none that anybody can have.
+        for forged in ["uid:1000", "loopback"] {
+            assert_eq!(identify(&[forged], &[]), Err(Unknown::OddUris), "{forged}");
+        }
+        assert_eq!(identify(&[], &["uid:1000"]), Err(Unknown::NoIdentity));
+        assert_eq!(identify(&[], &["loopback"]), Ok("odd".to_owned()));
+        assert_eq!(Unknown::Uid(1001).to_string(), "no caller is uid 1001");
+    }
+
+    #[test]
+    fn a_user_that_the_kernel_cannot_name_is_nobody() {
+        let text = format!("uid:{UID_UNKNOWN}");
+        assert_eq!(Identity::parse(&text), Err(BadIdentity::UidUnknown));
+    }
+
+    #[test]
     fn identities_have_one_spelling() {
+        for good in ["uid:0", "uid:4294967294", "loopback"] {
+            let identity = Identity::parse(good).expect(good);
+            assert_eq!(identity.to_string(), good);
+        }
         for bad in [
+            "uid:",
+            "uid:-1",
+            "uid:+1000",
+            "uid:01000",
+            "uid:1000 ",
+            "uid:4294967295",
+            "uid:4294967296",
+            "uid:root",
+            "Loopback",
+            "loopback:",
             "orders",
             "dns:",
             "dns:*.x",
@@ -280,7 +382,7 @@ mod tests {
             "spiffe://shop:1/a",
             "https://x/y",
         ] {
-            assert!(Identity::parse(bad).is_err(), "{bad}");
+            assert_eq!(Identity::parse(bad), Err(BadIdentity::Form), "{bad}");
         }
     }
 }

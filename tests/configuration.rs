@@ -217,7 +217,9 @@ const FAULTS: &[(&str, &str, &str, &[&str])] = &[
         "spiffe://shop.example/orders",
         "orders",
         "identities",
-        &["an identity is written `spiffe://trust-domain/path` or `dns:host.name`"],
+        &[
+            "an identity is written `spiffe://trust-domain/path`, `dns:host.name`, `uid:1000` or `loopback`",
+        ],
     ),
     (
         "accounts = [\"*\"]",

@@ -59,10 +59,12 @@ fn caller(text: &str) -> Result<(String, Identity), String> {
     if name.is_empty() || !name.bytes().all(legal) {
         return Err("the name becomes a file's: letters, digits, - and _ alone".to_owned());
     }
-    Ok((
-        name.to_owned(),
-        Identity::parse(identity).map_err(|error| error.to_string())?,
-    ))
+    match Identity::parse(identity).map_err(|error| error.to_string())? {
+        Identity::Uid(_) | Identity::Loopback => Err(format!(
+            "{identity} is for listeners without TLS, and in no certificate"
+        )),
+        certified => Ok((name.to_owned(), certified)),
+    }
 }
 
 /// A throwaway CA.
@@ -124,6 +126,9 @@ impl Authority {
         let san = match identity {
             Identity::Spiffe(uri) => SanType::URI(uri.as_str().try_into()?),
             Identity::Dns(host) => SanType::DnsName(host.as_str().try_into()?),
+            Identity::Uid(_) | Identity::Loopback => {
+                bail!("{identity} is in no certificate")
+            }
         };
         self.issue(name, vec![san], ExtendedKeyUsagePurpose::ClientAuth)
     }

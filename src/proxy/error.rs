@@ -17,7 +17,7 @@ use crate::upstream;
 /// Why there's no answer of KYBIO's to pass on.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The certificate is nobody's.
+    /// Nobody that configuration knows.
     #[error(transparent)]
     Identity(#[from] Unknown),
     /// Not allowed.

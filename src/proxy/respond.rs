@@ -15,6 +15,7 @@ use serde::Serialize;
 use uuid::Uuid;
 
 use crate::answers::AnswerClass;
+use crate::identity::UID_UNKNOWN;
 use crate::identity::Unknown;
 use crate::name::AccountName;
 use crate::observe::exchange::Exchange;
@@ -405,12 +406,22 @@ impl Told {
 }
 
 fn identity(unknown: &Unknown) -> Told {
-    if let Unknown::Refused(_) = unknown {
-        return not_sent(StatusCode::FORBIDDEN, "certificate-refused", unknown)
-            .hint("connect anew, with a certificate that is accepted now");
-    }
-    not_sent(StatusCode::FORBIDDEN, "unknown-caller", unknown)
-        .hint("the operator adds one of the certificate's identities to a [callers.*] table of the gateway's configuration")
+    let hint = match unknown {
+        Unknown::Refused(_) => "connect anew, with a certificate that is accepted now".to_owned(),
+        Unknown::NotConfigured(_) | Unknown::NoIdentity | Unknown::OddUris | Unknown::Ambiguous => {
+            "the operator adds one of the certificate's identities to a [callers.*] table of the gateway's configuration".to_owned()
+        }
+        Unknown::Uid(UID_UNKNOWN) => {
+            "this is how every user looks that the kernel can't name where the gateway runs: the operator lets both share a user namespace (without PrivateUsers=yes, or in one pod)".to_owned()
+        }
+        Unknown::Uid(uid) => format!("the operator adds \"uid:{uid}\" to the identities of a [callers.*] table of the gateway's configuration"),
+        Unknown::Loopback => "the operator adds \"loopback\" to the identities of a [callers.*] table of the gateway's configuration".to_owned(),
+    };
+    let code = match unknown {
+        Unknown::Refused(_) => "certificate-refused",
+        _ => "unknown-caller",
+    };
+    not_sent(StatusCode::FORBIDDEN, code, unknown).hint(hint)
 }
 
 fn policy(error: &policy::Error) -> Told {
