@@ -1,13 +1,13 @@
-//! The door: TCP and TLS with a client certificate, HTTP/1.1 and HTTP/2, under limits that each have a name. Knows nothing of what is
-//! served behind it.
+//! The door: TCP and TLS with a client certificate, HTTP/1.1 and HTTP/2, under limits that each have a name; or HTTP/1.1 without TLS, on
+//! a unix socket and on loopback. Knows nothing of what is served behind it.
 
 pub mod guard;
+pub mod socket;
 pub mod standing;
 pub mod tls;
 
 use std::convert::Infallible;
 use std::io;
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -28,7 +28,8 @@ use hyper_util::rt::TokioTimer;
 use hyper_util::server::graceful::GracefulConnection;
 use prometheus::IntGauge;
 use rustls::HandshakeKind;
-use tokio::net::TcpListener;
+use tokio::io::AsyncRead;
+use tokio::io::AsyncWrite;
 use tokio::net::TcpStream;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::sync::Semaphore;
@@ -46,11 +47,14 @@ use crate::listener::guard::Activity;
 use crate::listener::guard::Guard;
 use crate::listener::guard::Limits;
 use crate::listener::guard::Outgoing;
+use crate::listener::socket::Socket;
+use crate::listener::socket::Stream;
 use crate::listener::standing::Register;
 use crate::listener::standing::Standing;
 use crate::listener::tls::Holder;
 use crate::listener::tls::Terms;
 use crate::observe::metrics::Metrics;
+use crate::observe::remote::Remote;
 use crate::stop::Stop;
 
 /// What configuration says of the listener, but for its address and certificates.
@@ -111,7 +115,8 @@ pub struct Listener {
 /// What new connections meet. A reload puts another one in its place.
 struct Gate {
     settings: Settings,
-    terms: Terms,
+    /// On a unix socket and in plaintext on loopback there are none.
+    terms: Option<Terms>,
     /// Rises with each change of terms.
     number: u64,
 }
@@ -120,7 +125,7 @@ struct Gate {
 #[derive(Clone, Debug)]
 pub struct Peer {
     /// Where from.
-    pub address: SocketAddr,
+    pub address: Remote,
     /// What it has shown of itself.
     pub presented: Presented,
 }
@@ -137,7 +142,12 @@ impl Drop for Open {
 impl Listener {
     /// One for the process.
     #[must_use]
-    pub fn new(settings: Settings, terms: Terms, metrics: Arc<Metrics>, clock: Clock) -> Self {
+    pub fn new(
+        settings: Settings,
+        terms: Option<Terms>,
+        metrics: Arc<Metrics>,
+        clock: Clock,
+    ) -> Self {
         let permits = Arc::new(Semaphore::new(settings.connections_max));
         let gate = Gate {
             settings,
@@ -158,7 +168,7 @@ impl Listener {
     pub fn reload(&self, settings: Settings, terms: Option<Terms>) {
         let before = self.gate.load();
         let number = before.number + u64::from(terms.is_some());
-        let terms = terms.unwrap_or_else(|| before.terms.clone());
+        let terms = terms.or_else(|| before.terms.clone());
         self.gate.store(Arc::new(Gate {
             settings,
             terms,
@@ -194,7 +204,7 @@ impl Listener {
     /// Who waits for `tasks` afterwards waits for the answers under way.
     pub async fn run<F, A>(
         self: Arc<Self>,
-        socket: TcpListener,
+        socket: Socket,
         stop: Stop,
         tasks: TaskTracker,
         serve: F,
@@ -202,9 +212,9 @@ impl Listener {
         F: Fn(Arc<Peer>, Request<Incoming>) -> A + Clone + Send + 'static,
         A: Future<Output = Response<Bytes>> + Send + 'static,
     {
-        let take = |stream, address, permit| {
+        let take = |stream, remote, permit| {
             let connection =
-                Arc::clone(&self).connection(stream, address, stop.clone(), serve.clone());
+                Arc::clone(&self).connection(stream, remote, stop.clone(), serve.clone());
             tasks.spawn(async move {
                 connection.await;
                 drop(permit);
@@ -221,7 +231,7 @@ impl Listener {
                 () = stop.closing.cancelled() => break,
             };
             match accepted {
-                Ok((stream, address)) => take(stream, address, permit),
+                Ok((stream, remote)) => take(stream, remote, permit),
                 Err(error) => {
                     self.metrics.accept_errors.inc();
                     tracing::warn!(%error, "a connection couldn't be taken");
@@ -230,7 +240,7 @@ impl Listener {
             }
         }
         // What the kernel has taken for us by now would be reset with the socket: it's taken too.
-        let Ok(socket) = socket.into_std() else {
+        let Ok(socket) = socket.into_bound() else {
             return;
         };
         loop {
@@ -238,17 +248,10 @@ impl Listener {
                 permit = self.permit() => permit,
                 () = stop.cut.cancelled() => return,
             };
-            // Asked of the kernel itself: what the runtime knows of the socket may be a moment old.
-            let (stream, address) = match socket.accept() {
-                Ok(accepted) => accepted,
-                // One that has gone meanwhile hides none that is behind it.
-                Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => continue,
-                Err(_) => return,
+            let Ok((stream, remote)) = socket.accept() else {
+                return;
             };
-            let nonblocking = stream.set_nonblocking(true);
-            if let Ok(stream) = nonblocking.and_then(|()| TcpStream::from_std(stream)) {
-                take(stream, address, permit);
-            }
+            take(stream, remote, permit);
         }
     }
 
@@ -260,45 +263,55 @@ impl Listener {
             .expect("the semaphore is never closed")
     }
 
-    async fn connection<F, A>(
-        self: Arc<Self>,
-        stream: TcpStream,
-        address: SocketAddr,
-        stop: Stop,
-        serve: F,
-    ) where
+    async fn connection<F, A>(self: Arc<Self>, stream: Stream, remote: Remote, stop: Stop, serve: F)
+    where
         F: Fn(Arc<Peer>, Request<Incoming>) -> A + Clone + Send + 'static,
         A: Future<Output = Response<Bytes>> + Send + 'static,
     {
         self.metrics.downstream_accepted.inc();
         self.metrics.downstream_connections.inc();
         let _open = Open(self.metrics.downstream_connections.clone());
-        // Not worth losing a connection for.
-        let _ = stream.set_nodelay(true);
+        if let Stream::Tcp(stream) = &stream {
+            // Not worth losing a connection for.
+            let _ = stream.set_nodelay(true);
+        }
         let gate = self.gate.load_full();
-        let Some((stream, standing)) = self.handshake(stream, address, &gate, &stop).await else {
-            return;
-        };
         // Boxed, because the state of a served connection is large and most of it would be carried around otherwise.
-        Box::pin(self.serve(stream, standing, &gate, stop, serve)).await;
+        match (stream, &gate.terms) {
+            (Stream::Tcp(stream), Some(terms)) => {
+                let shaken = self.handshake(stream, remote, &gate, terms, &stop);
+                let Some((stream, standing)) = shaken.await else {
+                    return;
+                };
+                let is_http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
+                Box::pin(self.serve(stream, is_http2, standing, &gate, stop, serve)).await;
+            }
+            (Stream::Tcp(stream), None) => {
+                Box::pin(self.plain(stream, remote, &gate, stop, serve)).await;
+            }
+            (Stream::Unix(stream), _) => {
+                Box::pin(self.plain(stream, remote, &gate, stop, serve)).await;
+            }
+        }
     }
 
     /// TLS within its deadline; a failure is counted and logged by its reason.
     async fn handshake(
         &self,
         stream: TcpStream,
-        address: SocketAddr,
+        remote: Remote,
         gate: &Gate,
+        terms: &Terms,
         stop: &Stop,
     ) -> Option<(TlsStream<TcpStream>, Arc<Standing>)> {
         let limit = gate.settings.handshake_timeout;
-        let acceptor = TlsAcceptor::from(Arc::clone(&gate.terms.config));
+        let acceptor = TlsAcceptor::from(Arc::clone(&terms.config));
         let handshake = Box::pin(timeout(limit, acceptor.accept(stream)));
         let (reason, cause) = tokio::select! {
             outcome = handshake => match outcome {
-                Ok(Ok(stream)) => match self.admit(&stream, address, gate) {
+                Ok(Ok(stream)) => match self.admit(&stream, remote, gate) {
                     Ok(standing) => return Some((stream, standing)),
-                    Err(reason) => (reason, "a session of before can't be resumed".to_owned()),
+                    Err(reason) => (reason, "the session of before isn't resumed".to_owned()),
                 },
                 // A health checker's or a scanner's: it connected, said nothing and left.
                 Ok(Err(error)) if error.kind() == io::ErrorKind::UnexpectedEof => ("protocol", error.to_string()),
@@ -311,7 +324,7 @@ impl Listener {
             .handshake_failures
             .with_label_values(&[reason])
             .inc();
-        tracing::info!(peer = %address, reason, cause, "a TLS handshake failed");
+        tracing::info!(peer = %remote, reason, cause, "a TLS handshake failed");
         None
     }
 
@@ -319,7 +332,7 @@ impl Listener {
     fn admit(
         &self,
         stream: &TlsStream<TcpStream>,
-        address: SocketAddr,
+        remote: Remote,
         gate: &Gate,
     ) -> Result<Arc<Standing>, &'static str> {
         let session = stream.get_ref().1;
@@ -330,26 +343,54 @@ impl Listener {
         }
         self.metrics.handshakes.inc();
         let Holder { names, ends } = chain.first().map(tls::holder).unwrap_or_default();
-        let presented = Presented::Certificate(names);
-        let peer = Arc::new(Peer { address, presented });
-        Ok(Standing::new(peer, chain, ends, gate))
+        let peer = Arc::new(Peer {
+            address: remote,
+            presented: Presented::Certificate(names),
+        });
+        Ok(Standing::certified(peer, chain, ends, gate))
     }
 
-    async fn serve<F, A>(
+    /// A connection without TLS. Nothing negotiates its protocol: it's HTTP/1.1.
+    async fn plain<S, F, A>(
         self: Arc<Self>,
-        stream: TlsStream<TcpStream>,
+        stream: S,
+        remote: Remote,
+        gate: &Gate,
+        stop: Stop,
+        serve: F,
+    ) where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+        F: Fn(Arc<Peer>, Request<Incoming>) -> A + Clone + Send + 'static,
+        A: Future<Output = Response<Bytes>> + Send + 'static,
+    {
+        let Some(presented) = socket::presented(remote) else {
+            tracing::warn!(peer = %remote, "a connection from elsewhere was closed: without TLS only this machine's own are taken");
+            return;
+        };
+        let peer = Arc::new(Peer {
+            address: remote,
+            presented,
+        });
+        let standing = Standing::plain(peer);
+        self.serve(stream, false, standing, gate, stop, serve).await;
+    }
+
+    async fn serve<S, F, A>(
+        self: Arc<Self>,
+        stream: S,
+        is_http2: bool,
         standing: Arc<Standing>,
         gate: &Gate,
         stop: Stop,
         serve: F,
     ) where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
         F: Fn(Arc<Peer>, Request<Incoming>) -> A + Clone + Send + 'static,
         A: Future<Output = Response<Bytes>> + Send + 'static,
     {
         let _registered = self.open.enter(Arc::clone(&standing));
         // A reload during the handshake may not have seen it: it's verified now, or it ends at once.
         let _ = standing.verify(&self.gate.load(), &self.clock);
-        let is_http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
         let activity = Activity::new(self.clock.now());
         let settings = &gate.settings;
         let head = (!is_http2).then_some(settings.header_timeout);
@@ -385,7 +426,9 @@ impl Listener {
             }
         });
         // A caller has no longer to do with us than its certificate says.
-        let left = standing.ends.saturating_sub(self.clock.since_epoch());
+        let left = standing.ends.map_or(Duration::MAX, |ends| {
+            ends.saturating_sub(self.clock.since_epoch())
+        });
         let age_ends = self.clock.now() + self.age(settings).min(left);
         let outlived = async {
             tokio::select! {
@@ -470,7 +513,7 @@ impl Listener {
     }
 
     /// What the library refuses never becomes a request: it's counted and logged here, or nowhere.
-    fn ended(&self, address: SocketAddr, ended: Result<(), hyper::Error>) {
+    fn ended(&self, address: Remote, ended: Result<(), hyper::Error>) {
         let Err(error) = ended else { return };
         if error.is_parse() || error.is_parse_too_large() {
             self.metrics.downstream_malformed.inc();

@@ -26,8 +26,8 @@ pub struct Standing {
     /// Who that is.
     pub peer: Arc<Peer>,
     /// When its own certificate ends, since 1970-01-01 UTC.
-    pub(super) ends: Duration,
-    /// Its certificates, its own first.
+    pub(super) ends: Option<Duration>,
+    /// Its certificates, its own first; none without TLS, where there's nothing to verify.
     chain: Vec<CertificateDer<'static>>,
     /// By which gate they were verified last.
     verified_by: AtomicU64,
@@ -38,18 +38,32 @@ pub struct Standing {
 }
 
 impl Standing {
+    /// Let in without TLS.
+    pub(super) fn plain(peer: Arc<Peer>) -> Arc<Self> {
+        Self::new(peer, Vec::new(), None, u64::MAX)
+    }
+
     /// Let in through `gate`.
-    pub(super) fn new(
+    pub(super) fn certified(
         peer: Arc<Peer>,
         chain: Vec<CertificateDer<'static>>,
         ends: Duration,
         gate: &Gate,
     ) -> Arc<Self> {
+        Self::new(peer, chain, Some(ends), gate.number)
+    }
+
+    fn new(
+        peer: Arc<Peer>,
+        chain: Vec<CertificateDer<'static>>,
+        ends: Option<Duration>,
+        verified_by: u64,
+    ) -> Arc<Self> {
         Arc::new(Self {
             peer,
             ends,
             chain,
-            verified_by: AtomicU64::new(gate.number),
+            verified_by: AtomicU64::new(verified_by),
             refused: OnceLock::new(),
             leave: CancellationToken::new(),
         })
@@ -107,9 +121,12 @@ pub(super) fn verify(
     chain: &[CertificateDer<'static>],
     clock: &Clock,
 ) -> Result<(), &'static str> {
+    let Some(terms) = &gate.terms else {
+        return Ok(());
+    };
     let (leaf, intermediates) = chain.split_first().ok_or("none")?;
     let now = UnixTime::since_unix_epoch(clock.since_epoch());
-    gate.terms
+    terms
         .verifier
         .verify_client_cert(leaf, intermediates, now)
         .map(drop)

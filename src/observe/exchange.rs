@@ -1,7 +1,6 @@
 //! The record of one exchange. It ends when it's dropped, whoever drops it, and the log line and all counters come from it alone.
 
 use std::fmt::Write;
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::OnceLock;
 use std::sync::atomic::AtomicU32;
@@ -16,6 +15,7 @@ use crate::name::AccountName;
 use crate::name::CallerName;
 use crate::name::UpstreamName;
 use crate::observe::metrics::Metrics;
+use crate::observe::remote::Remote;
 use crate::operation::Class;
 use crate::operation::Operation;
 use crate::outcome::Outcome;
@@ -37,7 +37,7 @@ pub struct Exchange {
     /// The cause, for the log alone.
     pub cause: Option<String>,
     /// Where from.
-    pub peer: SocketAddr,
+    pub peer: Remote,
     /// Who called.
     pub caller: Option<CallerName>,
     /// What was called.
@@ -149,7 +149,7 @@ macro_rules! line {
 impl Exchange {
     /// Begins at the request's head.
     #[must_use]
-    pub fn begin(metrics: Arc<Metrics>, clock: Clock, peer: SocketAddr) -> Self {
+    pub fn begin(metrics: Arc<Metrics>, clock: Clock, peer: Remote) -> Self {
         metrics.requests_active.inc();
         let since_epoch = clock.since_epoch();
         let stamp = uuid::Timestamp::from_unix(

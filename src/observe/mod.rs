@@ -3,3 +3,4 @@
 pub mod exchange;
 pub mod log;
 pub mod metrics;
+pub mod remote;

@@ -26,6 +26,9 @@ use crate::clock::Clock;
 use crate::config::Config;
 use crate::config::Runtime;
 use crate::listener::Listener;
+use crate::listener::socket::Address;
+use crate::listener::socket::Bound;
+use crate::listener::socket::Socket;
 use crate::observe::metrics::Metrics;
 use crate::proxy::Worker;
 use crate::server::reload::InForce;
@@ -45,7 +48,7 @@ pub struct Server {
     in_force: InForce,
     source: Option<Source>,
     listener: Arc<Listener>,
-    door: std::net::TcpListener,
+    door: Bound,
     admin: Arc<Admin>,
     admin_door: std::net::TcpListener,
     runtime: Runtime,
@@ -138,7 +141,7 @@ impl Server {
         )?;
         let listener = Arc::new(Listener::new(
             config.door.settings,
-            config.door.terms,
+            Some(config.door.terms),
             metrics,
             clock,
         ));
@@ -150,7 +153,7 @@ impl Server {
             },
             source,
             listener,
-            door,
+            door: Bound::Tcp(door),
             admin,
             admin_door,
             runtime: config.runtime,
@@ -162,8 +165,8 @@ impl Server {
     ///
     /// # Errors
     /// When the kernel doesn't say.
-    pub fn address(&self) -> io::Result<SocketAddr> {
-        self.door.local_addr()
+    pub fn address(&self) -> io::Result<Address> {
+        self.door.address()
     }
 
     /// Where metrics and health are.
@@ -281,17 +284,12 @@ async fn supervise(
 }
 
 /// One worker's life: its own runtime, connections and pools.
-fn work(
-    worker: Arc<Worker>,
-    listener: Arc<Listener>,
-    door: std::net::TcpListener,
-    stop: &Stop,
-) -> io::Result<Cut> {
+fn work(worker: Arc<Worker>, listener: Arc<Listener>, door: Bound, stop: &Stop) -> io::Result<Cut> {
     let runtime = runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
     runtime.block_on(async {
-        let door = TcpListener::from_std(door)?;
+        let door = Socket::from_bound(door)?;
         let (connections, attempts) = (TaskTracker::new(), worker.attempts().clone());
         let sweeper = tokio::spawn(sweep(Arc::clone(&worker)));
         let serving = Arc::clone(&worker);

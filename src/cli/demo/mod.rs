@@ -47,6 +47,7 @@ async fn show(once: bool) -> anyhow::Result<ExitCode> {
     let stop = Stop::default();
     let server = Server::bind(config, None, Clock::system(), stop.clone())?;
     let (address, admin) = (server.address()?, server.admin_address()?);
+    let address = address.tcp().context("the tour's own address")?;
     let serving = thread::Builder::new()
         .name("gateway".to_owned())
         .spawn(move || server.run(async {}))?;
