@@ -100,6 +100,81 @@ const FAULTS: &[(&str, &str, &str, &[&str])] = &[
         &["listener.address: an address with its port is wanted"],
     ),
     (
+        "address = \"127.0.0.1:0\"\ncert",
+        "address = \"unix:\"\ncert",
+        "address = \"unix:\"",
+        &["listener.address: a path is wanted, such as \"unix:/run/"],
+    ),
+    (
+        "address = \"127.0.0.1:0\"\ncert",
+        "address = \"unix:@gateway\"\ncert",
+        "address = \"unix:@gateway\"",
+        &["an abstract socket has no permissions", "name a file"],
+    ),
+    (
+        "address = \"127.0.0.1:0\"\ncert",
+        "address = \"unix:/a-path-that-goes-on-and-on/and-on/and-on/and-on/and-on/and-on/and-on/and-on/and-on/and-on/and-on/gateway.sock\"\ncert",
+        "address = \"unix:",
+        &["the path of a unix socket has at most 107 bytes", "has 110"],
+    ),
+    (
+        "address = \"127.0.0.1:0\"\ncert",
+        "address = \"unix:gateway.sock\"\ncert",
+        "certificate =",
+        &[
+            "listener.certificate: isn't used",
+            "a unix socket has no TLS",
+        ],
+    ),
+    (
+        "address = \"127.0.0.1:0\"\ncert",
+        "address = \"127.0.0.1:0\"\nplaintext = true\ncert",
+        "client_ca =",
+        &[
+            "listener.client_ca: isn't used",
+            "with plaintext = true there is no TLS",
+        ],
+    ),
+    (
+        "address = \"127.0.0.1:0\"\ncert",
+        "address = \"unix:gateway.sock\"\nclient_crl = []\ncert",
+        "client_crl =",
+        &["listener.client_crl: isn't used"],
+    ),
+    (
+        "address = \"127.0.0.1:0\"\ncert",
+        "address = \"0.0.0.0:0\"\nplaintext = true\ncert",
+        "plaintext =",
+        &[
+            "listener.plaintext: 0.0.0.0:0 isn't this machine's alone",
+            "write 127.0.0.1 or unix: into listener.address, or use TLS",
+        ],
+    ),
+    (
+        "address = \"127.0.0.1:0\"\ncert",
+        "address = \"[::ffff:127.0.0.1]:0\"\nplaintext = true\ncert",
+        "plaintext =",
+        &["isn't this machine's alone"],
+    ),
+    (
+        "address = \"127.0.0.1:0\"\ncert",
+        "address = \"unix:gateway.sock\"\nreuse_port = true\ncert",
+        "reuse_port =",
+        &["listener.reuse_port: is for TCP"],
+    ),
+    (
+        "connections_max = 2000",
+        "socket_mode = \"0660\"",
+        "socket_mode =",
+        &["listener.socket_mode: isn't used", "unix: address"],
+    ),
+    (
+        "address = \"127.0.0.1:0\"\ncert",
+        "address = \"unix:gateway.sock\"\nsocket_mode = \"rw-rw----\"\ncert",
+        "socket_mode =",
+        &["permissions are wanted in octal, such as \"0660\""],
+    ),
+    (
         "certificate = \"gateway.pem\"",
         "certificate = \"missing.pem\"",
         "certificate = \"missing.pem\"",

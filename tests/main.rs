@@ -21,6 +21,7 @@ mod replies; // B2: replies come back byte for byte
 mod authorization; // W2: a caller reaches its own accounts and operations alone
 mod certificates; // W1: no valid certificate, no request
 mod headers; // W3: what goes up is our own request
+mod sidecar; // listeners without TLS: users of a unix socket, and loopback
 
 // Calls
 mod calls; // outcomes and deadlines of single calls

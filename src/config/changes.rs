@@ -143,6 +143,7 @@ impl Written {
             | Data::Integer(_)
             | Data::Boolean(_)
             | Data::Address(_)
+            | Data::Listen(_)
             | Data::Addresses(_) => Vec::new(),
         }
     }

@@ -25,6 +25,7 @@ use crate::config::value::from_toml;
 use crate::config::value::from_value;
 use crate::config::value::kind_of;
 use crate::config::value::resolve;
+use crate::listener::socket::Address;
 
 /// All values, the defaults among them, by their path.
 pub(super) struct Checked<'a> {
@@ -150,20 +151,10 @@ impl<'a> Checked<'a> {
                         let data = from_toml(key, default).expect("a test reads every default");
                         self.values.insert(path, data);
                     }
-                    Fallback::Required(example) if !written.contains(&dotted(&path)) => {
-                        let place = self.layers.find(&path, false);
-                        let hint = Some(format!(
-                            "for example: {} = {example}",
-                            path.last().map_or("", String::as_str)
-                        ));
-                        faults.push(Fault {
-                            place,
-                            key: dotted(&path),
-                            message: "must be written".to_owned(),
-                            hint,
-                        });
+                    Fallback::Required(_) if !written.contains(&dotted(&path)) => {
+                        faults.push(self.missing(&path));
                     }
-                    Fallback::Required(_) | Fallback::Absent(_) => {}
+                    Fallback::Required(_) | Fallback::RequiredWithTls(_) | Fallback::Absent(_) => {}
                 }
             }
         }
@@ -174,6 +165,21 @@ impl<'a> Checked<'a> {
         let is_file = |path: &&Vec<String>| matches!(find(path), Found::Key(key) if matches!(key.kind, Kind::File | Kind::Files | Kind::Roots));
         let files = self.values.keys().filter(is_file).cloned().collect();
         (self.values, files)
+    }
+
+    /// The fault of a key that must be written and isn't, with an example.
+    pub(super) fn missing(&self, path: &[String]) -> Fault {
+        let example = match find(path) {
+            Found::Key(key) => key.default.example(),
+            Found::Table | Found::Nothing => "",
+        };
+        let name = path.last().map_or("", String::as_str);
+        Fault {
+            place: self.layers.find(path, false),
+            key: dotted(path),
+            message: "must be written".to_owned(),
+            hint: Some(format!("for example: {name} = {example}")),
+        }
     }
 
     fn fault_at(
@@ -317,6 +323,15 @@ impl<'a> Checked<'a> {
     pub(super) fn address(&self, path: &[&str]) -> Option<SocketAddr> {
         if let Some(Data::Address(address)) = self.data(path) {
             Some(*address)
+        } else {
+            None
+        }
+    }
+
+    /// Where to listen, if written rightly.
+    pub(super) fn listen(&self, path: &[&str]) -> Option<&Address> {
+        if let Some(Data::Listen(address)) = self.data(path) {
+            Some(address)
         } else {
             None
         }

@@ -23,8 +23,23 @@ pub enum Fallback {
     Value(&'static str),
     /// Nothing: it must be written. The text is an example.
     Required(&'static str),
+    /// Nothing: it must be written where the listener has TLS, and not elsewhere. The text is an example.
+    RequiredWithTls(&'static str),
     /// Nothing: it may be left out. The text is an example.
     Absent(&'static str),
+}
+
+impl Fallback {
+    /// The value, or an example of one, in the spelling of a file.
+    #[must_use]
+    pub fn example(self) -> &'static str {
+        match self {
+            Self::Value(text)
+            | Self::Required(text)
+            | Self::RequiredWithTls(text)
+            | Self::Absent(text) => text,
+        }
+    }
 }
 
 /// What a value may be.
@@ -42,6 +57,8 @@ pub enum Kind {
     Address,
     /// Several of them.
     Addresses,
+    /// `"address:port"`, or `"unix:path"` with a path relative to the file that names it.
+    Listen,
     /// Any text; what it means is checked where it's used.
     Text,
     /// Several of them.
@@ -79,26 +96,38 @@ pub const KEYS: &[Key] = &[
     ),
     key(
         "listener.address",
-        Kind::Address,
+        Kind::Listen,
         Fallback::Value(r#""0.0.0.0:8443""#),
-        "Where callers connect, with TLS and a client certificate.",
+        "Where callers connect. TCP with TLS and a client certificate; or a unix socket, such as \"unix:/run/kybio-gateway/gateway.sock\", with HTTP/1.1 alone and no TLS, where callers are known by their users. In a folder that only the gateway's user can write.",
+    ),
+    key(
+        "listener.plaintext",
+        Kind::Boolean,
+        Fallback::Value("false"),
+        "HTTP/1.1 without TLS on TCP, at a loopback address alone. Everything on the machine, or in the pod, can connect then, and all of it is the one caller \"loopback\". A unix socket tells users apart.",
+    ),
+    key(
+        "listener.socket_mode",
+        Kind::Text,
+        Fallback::Absent(r#""0660""#),
+        "Permissions of a unix socket's file, octal; \"0660\" unless written. Who may write to it may connect. A socket that was passed keeps its own.",
     ),
     key(
         "listener.certificate",
         Kind::File,
-        Fallback::Required(r#""tls/gateway.pem""#),
+        Fallback::RequiredWithTls(r#""tls/gateway.pem""#),
         "The gateway's certificate and what leads to its CA, PEM.",
     ),
     key(
         "listener.private_key",
         Kind::File,
-        Fallback::Required(r#""tls/gateway.key""#),
+        Fallback::RequiredWithTls(r#""tls/gateway.key""#),
         "Its key, PEM.",
     ),
     key(
         "listener.client_ca",
         Kind::File,
-        Fallback::Required(r#""tls/callers-ca.pem""#),
+        Fallback::RequiredWithTls(r#""tls/callers-ca.pem""#),
         "Whom callers' certificates must lead to, PEM.",
     ),
     key(
@@ -339,7 +368,7 @@ pub const KEYS: &[Key] = &[
         "callers.*.identities",
         Kind::Texts,
         Fallback::Required(r#"["spiffe://shop.example/orders", "dns:orders.internal"]"#),
-        "Names in its certificate: the SPIFFE URI if there is one, else DNS names.",
+        "Names in its certificate: the SPIFFE URI if there is one, else DNS names. Without TLS: \"uid:1000\", the user at the other end of a unix socket, or \"loopback\".",
     ),
     key(
         "callers.*.accounts",
@@ -482,6 +511,8 @@ pub const NAMED_TABLES: [&str; 5] = ["upstreams", "accounts", "callers", "operat
 /// What a running process can't change.
 pub const AT_START_ALONE: &[&str] = &[
     "listener.address",
+    "listener.plaintext",
+    "listener.socket_mode",
     "listener.connections_max",
     "listener.reuse_port",
     "admin.address",
@@ -519,6 +550,7 @@ impl Key {
                 .join(", "),
             Kind::Address => "address:port".to_owned(),
             Kind::Addresses => "list of address:port".to_owned(),
+            Kind::Listen => "address:port or unix:path".to_owned(),
             Kind::Text => "text".to_owned(),
             Kind::Texts => "list of texts".to_owned(),
             Kind::File => "file".to_owned(),
@@ -528,6 +560,7 @@ impl Key {
         let default = match self.default {
             Fallback::Value(default) => format!("default {default}"),
             Fallback::Required(_) => "required".to_owned(),
+            Fallback::RequiredWithTls(_) => "required with TLS".to_owned(),
             Fallback::Absent(_) => "optional".to_owned(),
         };
         let restart = if AT_START_ALONE.contains(&self.path) {
@@ -561,9 +594,12 @@ pub fn reference() -> String {
             out.push('\n');
         }
         let _ = writeln!(out, "# {} ({})", key.doc, key.bounds());
+        let value = key.default.example();
         let _ = match key.default {
-            Fallback::Value(value) | Fallback::Required(value) => writeln!(out, "{name} = {value}"),
-            Fallback::Absent(value) => writeln!(out, "# {name} = {value}"),
+            Fallback::Value(_) | Fallback::Required(_) | Fallback::RequiredWithTls(_) => {
+                writeln!(out, "{name} = {value}")
+            }
+            Fallback::Absent(_) => writeln!(out, "# {name} = {value}"),
         };
     }
     out

@@ -28,6 +28,7 @@ use crate::config::layers::Layers;
 use crate::config::reader::Reader;
 use crate::identity::Identity;
 use crate::listener;
+use crate::listener::socket::Address;
 use crate::listener::tls::Terms;
 use crate::name::AccountName;
 use crate::name::CallerName;
@@ -74,11 +75,13 @@ pub struct Config {
 #[derive(Debug)]
 pub struct Door {
     /// To bind.
-    pub address: SocketAddr,
+    pub address: Address,
     /// Whether another process may bind it too.
     pub reuse_port: bool,
-    /// Our certificate, and whom we let in.
-    pub terms: Terms,
+    /// Permissions of the file of a unix socket.
+    pub socket_mode: u32,
+    /// Our certificate, and whom we let in; none on a unix socket and in plaintext on loopback.
+    pub terms: Option<Terms>,
     /// Clocks and limits.
     pub settings: listener::Settings,
     /// When what it's made of ends.

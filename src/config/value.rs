@@ -1,6 +1,7 @@
 //! One value: from what was written to the kind that the table asks for.
 
 use std::net::SocketAddr;
+use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::time::Duration;
 
@@ -11,6 +12,11 @@ use toml_edit::Item;
 use crate::config::environment;
 use crate::config::keys::Key;
 use crate::config::keys::Kind;
+use crate::listener::socket::Address;
+use crate::listener::socket::UNIX;
+
+/// The longest path that a unix socket can have (unix(7)), without the zero at its end.
+const SOCKET_PATH_BYTES_MAX: usize = 107;
 
 /// A value of the kind that the table asks for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -22,6 +28,7 @@ pub(super) enum Data {
     Texts(Vec<String>),
     Address(SocketAddr),
     Addresses(Vec<SocketAddr>),
+    Listen(Address),
 }
 
 fn describe(value: &Value) -> String {
@@ -91,6 +98,7 @@ pub(super) fn from_text(key: &Key, text: &str) -> Result<Data, String> {
         Kind::Duration(min, max) => duration(text, min, max),
         Kind::Choice(words) => choice(text, words),
         Kind::Address => address(text).map(Data::Address),
+        Kind::Listen => listen(text).map(Data::Listen),
         Kind::Text | Kind::File | Kind::Roots => Ok(Data::Text(text.to_owned())),
     }
 }
@@ -112,6 +120,7 @@ pub(super) fn from_value(key: &Key, value: &Value) -> Result<Data, String> {
             Kind::Duration(..)
             | Kind::Choice(_)
             | Kind::Address
+            | Kind::Listen
             | Kind::Text
             | Kind::File
             | Kind::Roots,
@@ -133,7 +142,7 @@ pub(super) fn from_value(key: &Key, value: &Value) -> Result<Data, String> {
                 Kind::Boolean => "true or false, without quotes,",
                 Kind::Duration(..) => "a duration such as \"5s\"",
                 Kind::Choice(_) | Kind::Text | Kind::File | Kind::Roots => "a text in quotes",
-                Kind::Address => "a text such as \"127.0.0.1:8443\"",
+                Kind::Address | Kind::Listen => "a text such as \"127.0.0.1:8443\"",
                 Kind::Addresses | Kind::Texts | Kind::Files => "a list of texts",
             };
             let found = match kind {
@@ -202,6 +211,26 @@ fn address(text: &str) -> Result<SocketAddr, String> {
     })
 }
 
+/// Where to listen; what the path of a unix socket is relative to isn't known yet.
+fn listen(text: &str) -> Result<Address, String> {
+    let Some(path) = text.strip_prefix(UNIX) else {
+        return text.parse().map(Address::Tcp).map_err(|_| {
+            format!("an address with its port is wanted, such as \"127.0.0.1:8443\", or \"{UNIX}\" and a path, but {text:?} was found")
+        });
+    };
+    if path.is_empty() || path.contains('\0') {
+        return Err(format!(
+            "a path is wanted, such as \"{UNIX}/run/kybio-gateway/gateway.sock\", but {text:?} was found"
+        ));
+    }
+    if path.starts_with('@') {
+        return Err(format!(
+            "an abstract socket has no permissions, so everybody could connect: name a file (one that is really called {path:?} as \"{UNIX}./{path}\")"
+        ));
+    }
+    Ok(Address::Unix(path.into()))
+}
+
 /// Makes paths of files absolute, or relative to where the process is.
 pub(super) fn resolve(kind: Kind, data: Data, folder: &Path) -> Result<Data, String> {
     match (kind, data) {
@@ -215,6 +244,17 @@ pub(super) fn resolve(kind: Kind, data: Data, folder: &Path) -> Result<Data, Str
                 .map(|text| file(text, folder))
                 .collect::<Result<_, _>>()?,
         )),
+        (Kind::Listen, Data::Listen(Address::Unix(path))) => {
+            let path = folder.join(path);
+            let length = path.as_os_str().as_bytes().len();
+            if length > SOCKET_PATH_BYTES_MAX {
+                return Err(format!(
+                    "the path of a unix socket has at most {SOCKET_PATH_BYTES_MAX} bytes, but {} has {length}",
+                    path.display()
+                ));
+            }
+            Ok(Data::Listen(Address::Unix(path)))
+        }
         (_, data) => Ok(data),
     }
 }

@@ -167,6 +167,8 @@ impl Listener {
     /// certificate; whoever calls this calls [`review`](Self::review) for those that are idle.
     pub fn reload(&self, settings: Settings, terms: Option<Terms>) {
         let before = self.gate.load();
+        // Where there was no TLS there's none until a restart, and the reverse.
+        let terms = terms.filter(|_| before.terms.is_some());
         let number = before.number + u64::from(terms.is_some());
         let terms = terms.or_else(|| before.terms.clone());
         self.gate.store(Arc::new(Gate {

@@ -2,6 +2,7 @@
 
 pub mod reload;
 pub mod socket;
+mod unix;
 
 use std::io;
 use std::net::SocketAddr;
@@ -34,7 +35,9 @@ use crate::proxy::Worker;
 use crate::server::reload::InForce;
 use crate::server::reload::Reloader;
 use crate::server::reload::Source;
+use crate::server::socket::Door;
 use crate::server::socket::bind;
+use crate::server::unix::SocketFile;
 use crate::stop::Stop;
 
 /// Descriptors for everything but connections: files, runtimes, the admin's own.
@@ -48,7 +51,7 @@ pub struct Server {
     in_force: InForce,
     source: Option<Source>,
     listener: Arc<Listener>,
-    door: Bound,
+    door: Door,
     admin: Arc<Admin>,
     admin_door: std::net::TcpListener,
     runtime: Runtime,
@@ -69,16 +72,21 @@ pub enum Error {
         limit: u64,
     },
     /// The address can't be had.
-    #[error("{key}: {address} can't be bound: {cause}{}", if .cause.kind() == io::ErrorKind::AddrInUse { "; is another gateway running?" } else { "" })]
+    #[error("{key}: {address} can't be bound: {cause}{}", remedy(.cause.kind()))]
     Bind {
         /// The key that names it.
         key: &'static str,
         /// The address.
-        address: SocketAddr,
+        address: Address,
         /// What the kernel says.
         #[source]
         cause: io::Error,
     },
+    /// Where the file of a unix socket should be, there's something else.
+    #[error(
+        "listener.address: {0} is there, and isn't a socket: it's left alone; name another path, or remove it"
+    )]
+    NotASocket(Address),
     /// The TLS library refuses an upstream's settings.
     #[error("upstreams.{name}: {cause}")]
     Upstream {
@@ -97,7 +105,20 @@ impl Error {
     /// It's the configuration that has to change.
     #[must_use]
     pub fn is_configuration(&self) -> bool {
-        matches!(self, Self::Descriptors { .. } | Self::Upstream { .. })
+        matches!(
+            self,
+            Self::Descriptors { .. } | Self::NotASocket(_) | Self::Upstream { .. }
+        )
+    }
+}
+
+/// What to do where an address can't be had.
+fn remedy(kind: io::ErrorKind) -> &'static str {
+    match kind {
+        io::ErrorKind::AddrInUse => "; is another gateway running?",
+        // Of a unix socket alone.
+        io::ErrorKind::NotFound => "; make its folder first (systemd: RuntimeDirectory=)",
+        _ => "",
     }
 }
 
@@ -134,14 +155,10 @@ impl Server {
         let now = clock.since_epoch();
         metrics.reload_success_time.set(now.as_secs_f64());
         let admin_door = bind("admin.address", config.admin, false)?;
-        let door = bind(
-            "listener.address",
-            config.door.address,
-            config.door.reuse_port,
-        )?;
+        let door = socket::door(&config.door)?;
         let listener = Arc::new(Listener::new(
             config.door.settings,
-            Some(config.door.terms),
+            config.door.terms,
             metrics,
             clock,
         ));
@@ -153,7 +170,7 @@ impl Server {
             },
             source,
             listener,
-            door: Bound::Tcp(door),
+            door,
             admin,
             admin_door,
             runtime: config.runtime,
@@ -166,7 +183,7 @@ impl Server {
     /// # Errors
     /// When the kernel doesn't say.
     pub fn address(&self) -> io::Result<Address> {
-        self.door.address()
+        self.door.bound.address()
     }
 
     /// Where metrics and health are.
@@ -193,7 +210,7 @@ impl Server {
             let worker = Arc::new(Worker::new(Arc::clone(&self.in_force.proxy)));
             workers.push(Arc::clone(&worker));
             let (listener, stop) = (Arc::clone(&self.listener), self.stop.clone());
-            let (door, report) = (self.door.try_clone()?, report.clone());
+            let (door, report) = (self.door.bound.try_clone()?, report.clone());
             let serve = move || {
                 // Nobody listens only when the process ends anyway.
                 let _ = report.blocking_send(work(worker, listener, door, &stop));
@@ -204,7 +221,8 @@ impl Server {
                     .spawn(serve)?,
             );
         }
-        drop((report, self.door));
+        drop((report, self.door.bound));
+        let file = self.door.file;
         let (times, runtime_now) = watch::channel(self.runtime);
         let cut = runtime.block_on(async {
             self.admin_door.set_nonblocking(true)?;
@@ -229,7 +247,7 @@ impl Server {
                 tokio::spawn(reloader.run());
             }
             tokio::spawn(beside);
-            supervise(reports, self.stop, &runtime_now).await
+            supervise(reports, self.stop, &runtime_now, file).await
         });
         for worker in threads {
             if worker.join().is_err() {
@@ -245,6 +263,7 @@ async fn supervise(
     mut reports: mpsc::Receiver<io::Result<Cut>>,
     stop: Stop,
     runtime: &watch::Receiver<Runtime>,
+    file: Option<SocketFile>,
 ) -> io::Result<Cut> {
     let early = tokio::select! {
         () = stop.draining.cancelled() => None,
@@ -260,6 +279,8 @@ async fn supervise(
         () = tokio::time::sleep(times.drain_delay) => {}
         () = stop.cut.cancelled() => {}
     }
+    // While the socket still listens: who comes too late is told so, and who was in time is in its queue.
+    drop(file);
     stop.closing.cancel();
     let ended = async {
         let mut cut = Cut::default();

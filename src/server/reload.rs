@@ -271,8 +271,10 @@ impl Reloader {
         let (metrics, clock) = (Arc::clone(&proxy.metrics), proxy.clock.clone());
         metrics.know_codes(proxy.answers.codes());
         let new_terms = changes.iter().any(Change::is_of_terms);
-        self.listener
-            .reload(config.door.settings, new_terms.then_some(config.door.terms));
+        self.listener.reload(
+            config.door.settings,
+            config.door.terms.filter(|_| new_terms),
+        );
         for worker in &self.workers {
             worker.reload(Arc::clone(&proxy));
         }

@@ -1,6 +1,7 @@
-//! Callers: one kept connection each, HTTP/1.1 or HTTP/2 by what TLS agreed on.
+//! Callers: one kept connection each, HTTP/1.1 or HTTP/2 by what TLS agreed on; HTTP/1.1 without TLS.
 
 use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -11,7 +12,8 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
 use serde_json::Value;
-use tokio::net::TcpStream;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::Mutex;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
@@ -19,9 +21,14 @@ use tokio_rustls::client::TlsStream;
 use crate::support::tools::PATIENCE;
 
 pub struct Client {
-    address: SocketAddr,
-    tls: TlsConnector,
+    way: Way,
     sender: Mutex<Option<Sender>>,
+}
+
+enum Way {
+    Tls(SocketAddr, TlsConnector),
+    Plain(SocketAddr),
+    Unix(PathBuf),
 }
 
 enum Sender {
@@ -84,20 +91,34 @@ pub type Failure = Box<dyn std::error::Error + Send + Sync>;
 
 impl Client {
     pub fn new(address: SocketAddr, config: ClientConfig) -> Self {
+        Self::by(Way::Tls(address, TlsConnector::from(Arc::new(config))))
+    }
+
+    /// Without TLS.
+    pub fn plain(address: SocketAddr) -> Self {
+        Self::by(Way::Plain(address))
+    }
+
+    /// On a unix socket, as this process's user.
+    pub fn unix(path: &Path) -> Self {
+        Self::by(Way::Unix(path.to_owned()))
+    }
+
+    fn by(way: Way) -> Self {
         Self {
-            address,
-            tls: TlsConnector::from(Arc::new(config)),
+            way,
             sender: Mutex::default(),
         }
     }
 
     /// The TLS stream alone, for those who want to write their own bytes.
     pub async fn stream(&self) -> Result<TlsStream<TcpStream>, Failure> {
-        let stream = TcpStream::connect(self.address).await?;
-        Ok(self
-            .tls
-            .connect(ServerName::try_from("gateway.test")?, stream)
-            .await?)
+        let Way::Tls(address, tls) = &self.way else {
+            panic!("there is no TLS");
+        };
+        let stream = TcpStream::connect(address).await?;
+        let name = ServerName::try_from("gateway.test")?;
+        Ok(tls.connect(name, stream).await?)
     }
 
     pub fn request(
@@ -189,19 +210,29 @@ impl Client {
     }
 
     async fn connect(&self) -> Result<Sender, Failure> {
-        let stream = self.stream().await?;
-        let http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
-        if http2 {
-            let (sender, connection) =
-                http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await?;
-            tokio::spawn(connection);
-            Ok(Sender::Http2(sender))
-        } else {
-            let (sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
-            tokio::spawn(connection);
-            Ok(Sender::Http1(sender))
+        match &self.way {
+            Way::Plain(address) => http1(TcpStream::connect(address).await?).await,
+            Way::Unix(path) => http1(UnixStream::connect(path).await?).await,
+            Way::Tls(..) => {
+                let stream = self.stream().await?;
+                if stream.get_ref().1.alpn_protocol() != Some(b"h2") {
+                    return http1(stream).await;
+                }
+                let (sender, connection) =
+                    http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await?;
+                tokio::spawn(connection);
+                Ok(Sender::Http2(sender))
+            }
         }
     }
+}
+
+async fn http1(
+    stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
+) -> Result<Sender, Failure> {
+    let (sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
+    tokio::spawn(connection);
+    Ok(Sender::Http1(sender))
 }
 
 /// A plain HTTP GET, for the admin pages.

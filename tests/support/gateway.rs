@@ -6,6 +6,7 @@ use std::io::BufReader;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::Child;
+use std::process::Command;
 use std::process::ExitStatus;
 use std::process::Stdio;
 use std::sync::Arc;
@@ -26,10 +27,34 @@ pub const ORDERS: &str = "spiffe://shop.example/orders";
 pub const APP_ID: &str = "abcdefghijklmn";
 pub const APP_KEY: &str = "roger1AppKey";
 
+/// Where callers connect.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Door {
+    /// TCP with TLS, any port.
+    Tls,
+    /// TCP without TLS, any port.
+    Plaintext,
+    /// `gateway.sock` in the test's folder.
+    Unix,
+}
+
+impl Door {
+    fn lines(self) -> &'static str {
+        match self {
+            Self::Tls => {
+                "address = \"127.0.0.1:0\"\ncertificate = \"gateway.pem\"\nprivate_key = \"gateway.key\"\nclient_ca = \"callers-ca.pem\""
+            }
+            Self::Plaintext => "address = \"127.0.0.1:0\"\nplaintext = true",
+            Self::Unix => "address = \"unix:gateway.sock\"",
+        }
+    }
+}
+
 /// What a test wants configured. The rest is the usual: one account `main`, one caller `orders` that may do everything.
 pub struct Setup {
     pub folder: TempDir,
     pub upstream: Option<SocketAddr>,
+    pub door: Door,
     /// Lines of these tables.
     pub listener: String,
     pub kybio: String,
@@ -61,6 +86,7 @@ impl Setup {
         Self {
             folder,
             upstream,
+            door: Door::Tls,
             listener: none(),
             kybio: none(),
             orders,
@@ -86,6 +112,7 @@ impl Setup {
 
     /// Writes the configuration.
     pub fn write(&self) -> PathBuf {
+        let door = self.door.lines();
         let Self {
             listener,
             kybio,
@@ -101,7 +128,7 @@ impl Setup {
             .unwrap_or_default();
         let port = port.map(|port| format!(":{port}")).unwrap_or_default();
         let text = format!(
-            "[listener]\naddress = \"127.0.0.1:0\"\ncertificate = \"gateway.pem\"\nprivate_key = \"gateway.key\"\nclient_ca = \"callers-ca.pem\"\nconnections_max = 2000\n{listener}\n\
+            "[listener]\n{door}\nconnections_max = 2000\n{listener}\n\
              [admin]\naddress = \"127.0.0.1:0\"\n\
              [upstreams.kybio]\nbase_url = \"https://upstream.test{port}/pospal-api2\"\nroots = \"callers-ca.pem\"\n{resolve}{kybio}\n\
              [accounts.main]\nupstream = \"kybio\"\napp_id = \"{APP_ID}\"\napp_key_file = \"main.key\"\n\
@@ -121,6 +148,7 @@ impl Setup {
 
 /// A running gateway.
 pub struct Gateway {
+    /// Of a unix socket it's unspecified.
     pub address: SocketAddr,
     pub admin: SocketAddr,
     pub setup: Setup,
@@ -131,15 +159,22 @@ pub struct Gateway {
 
 impl Gateway {
     pub async fn start(setup: Setup, flags: &[&str]) -> Self {
-        let mut command = tools::binary();
-        command
+        Self::start_by("", Stdio::null(), setup, flags).await
+    }
+
+    /// Started by a shell that does something first, and that the process takes the place of.
+    pub async fn start_by(before: &str, stdin: Stdio, setup: Setup, flags: &[&str]) -> Self {
+        let mut command = Command::new("/bin/sh");
+        let mut child = command
+            .env_clear()
+            .envs(setup.environment.iter().cloned())
+            .args(["-c", &format!("{before} exec \"$0\" \"$@\"")])
+            .arg(tools::binary().get_program())
             .arg("serve")
             .arg("--config")
             .arg(setup.write())
             .args(flags)
-            .envs(setup.environment.iter().cloned());
-        let mut child = command
-            .stdin(Stdio::null())
+            .stdin(stdin)
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .spawn()
@@ -159,7 +194,9 @@ impl Gateway {
             lines,
         };
         let listening = gateway.event(|event| event["message"] == "listening").await;
-        gateway.address = listening["address"].as_str().unwrap().parse().unwrap();
+        if gateway.setup.door != Door::Unix {
+            gateway.address = listening["address"].as_str().unwrap().parse().unwrap();
+        }
         gateway.admin = listening["admin"].as_str().unwrap().parse().unwrap();
         gateway
     }
@@ -182,6 +219,14 @@ impl Gateway {
             self.address,
             pki.client_config(Some(&pair), &["h2"], rustls::ALL_VERSIONS),
         )
+    }
+
+    /// A client without TLS.
+    pub fn plain_client(&self) -> Client {
+        match self.setup.door {
+            Door::Unix => Client::unix(&self.setup.path("gateway.sock")),
+            Door::Plaintext | Door::Tls => Client::plain(self.address),
+        }
     }
 
     pub fn pid(&self) -> u32 {
@@ -244,7 +289,7 @@ impl Gateway {
     pub fn signal(&self, name: &str) {
         let pid = self.pid().to_string();
         assert!(
-            tools::run(std::process::Command::new("kill").args(["-s", name, &pid]))
+            tools::run(Command::new("kill").args(["-s", name, &pid]))
                 .status
                 .success()
         );

@@ -24,8 +24,10 @@ impl Builder<'_> {
         catalogue: &Catalogue,
     ) -> (Vec<CallerRules>, Vec<(Identity, CallerName)>) {
         let checked = self.checked;
+        let known_by = self.known_by();
         let mut callers = Vec::new();
         let mut identities: BTreeMap<Identity, CallerName> = BTreeMap::new();
+        let mut nobodys = Vec::new();
         for written in checked.names("callers") {
             let Some(name) = self.keep(
                 &["callers", written],
@@ -39,6 +41,12 @@ impl Builder<'_> {
                 let Some(identity) = self.keep(&path, identity) else {
                     continue;
                 };
+                if let Some(known_by) = known_by.filter(|known_by| !known_by.fits(&identity)) {
+                    let (here, example) = known_by.words();
+                    let message = format!("{text:?} can't be anybody's: {here}");
+                    let hint = Some(format!("for example: {example}"));
+                    nobodys.push(checked.fault(&path, message, hint));
+                }
                 if let Some(other) = identities.insert(identity, name.clone()) {
                     self.fault(
                         &path,
@@ -54,6 +62,13 @@ impl Builder<'_> {
             let hint =
                 "write a table such as [callers.orders] with identities, accounts and operations";
             self.fault_with_hint(&["callers"], "there is no caller", hint);
+        }
+        // A caller that can't come is no reason to keep the others out, and two listeners may share a file of callers; but a gateway that
+        // nobody can call isn't what was meant.
+        if nobodys.len() == identities.len() {
+            self.faults.append(&mut nobodys);
+        } else {
+            self.notices.append(&mut nobodys);
         }
         (callers, identities.into_iter().collect())
     }

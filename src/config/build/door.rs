@@ -4,15 +4,180 @@ use std::path::Path;
 use std::time::Duration;
 
 use crate::config::Door;
+use crate::config::Ending;
 use crate::config::build::Builder;
 use crate::config::build::trust::Trust;
+use crate::config::fault::Fault;
 use crate::config::files;
+use crate::identity::Identity;
 use crate::listener;
+use crate::listener::socket::Address;
 use crate::listener::tls::Error;
 use crate::listener::tls::Material;
+use crate::listener::tls::Terms;
+
+/// What the listener knows its callers by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum KnownBy {
+    Certificates,
+    Users,
+    Loopback,
+}
+
+impl KnownBy {
+    /// Whether somebody of this identity can come.
+    pub(super) fn fits(self, identity: &Identity) -> bool {
+        match identity {
+            Identity::Spiffe(_) | Identity::Dns(_) => self == Self::Certificates,
+            Identity::Uid(_) => self == Self::Users,
+            Identity::Loopback => self == Self::Loopback,
+        }
+    }
+
+    /// How it is here, and what identities look like.
+    pub(super) fn words(self) -> (&'static str, &'static str) {
+        match self {
+            Self::Certificates => (
+                "the listener has TLS, where callers are known by their certificates",
+                "\"spiffe://shop.example/orders\" or \"dns:orders.internal\"",
+            ),
+            Self::Users => (
+                "the listener is a unix socket, where callers are known by their users",
+                "\"uid:1000\"",
+            ),
+            Self::Loopback => (
+                "the listener has no TLS, and can't tell callers apart",
+                "\"loopback\"",
+            ),
+        }
+    }
+}
+
+/// What nothing but TLS makes use of.
+const TLS_FILES: [&str; 3] = ["certificate", "private_key", "client_ca"];
+
+/// Who may connect to a unix socket unless something else is written: its user and its group.
+const SOCKET_MODE: u32 = 0o660;
 
 impl Builder<'_> {
     pub(super) fn door(&mut self) -> Option<Door> {
+        let checked = self.checked;
+        let tls = match self.known_by() {
+            Some(KnownBy::Certificates) => {
+                self.demand_tls_files();
+                self.tls().map(Some)
+            }
+            Some(KnownBy::Users) => {
+                self.refuse_tls_keys("a unix socket has no TLS: remove it");
+                Some(None)
+            }
+            Some(KnownBy::Loopback) => {
+                self.refuse_tls_keys(
+                    "with plaintext = true there is no TLS: remove one of the two",
+                );
+                Some(None)
+            }
+            // Whether it's needed can't be told, but what is written can be looked at.
+            None => self.tls().map(Some),
+        };
+        let address = checked.listen(&["listener", "address"]);
+        let reuse_port = checked.boolean(&["listener", "reuse_port"]) == Some(true);
+        let plaintext = checked.boolean(&["listener", "plaintext"]) == Some(true);
+        match address {
+            Some(Address::Unix(_)) if reuse_port => {
+                self.fault_with_hint(
+                    &["listener", "reuse_port"],
+                    "is for TCP: only one process can have the file of a unix socket",
+                    "pass the socket to both (systemd.socket(5)) for a restart that refuses nobody",
+                );
+            }
+            Some(Address::Tcp(address)) if plaintext && !address.ip().is_loopback() => {
+                self.fault_with_hint(
+                    &["listener", "plaintext"],
+                    format!("{address} isn't this machine's alone: whoever reaches it could call"),
+                    "write 127.0.0.1 or unix: into listener.address, or use TLS",
+                );
+            }
+            _ => {}
+        }
+        let socket_mode = self.socket_mode(address);
+        let settings = listener::Settings {
+            handshake_timeout: checked.duration(&["listener", "handshake_timeout"]),
+            header_timeout: checked.duration(&["listener", "header_timeout"]),
+            idle_timeout: checked.duration(&["listener", "idle_timeout"]),
+            write_timeout: checked.duration(&["listener", "write_timeout"]),
+            connections_max: checked.integer(&["listener", "connections_max"]),
+            connection_age_max: checked.duration(&["listener", "connection_age_max"]),
+            leaving_timeout: self.leaving_timeout(),
+        };
+        let (terms, endings) = match tls {
+            Some(Some((terms, endings))) => (Some(Some(terms)), endings),
+            Some(None) => (Some(None), Vec::new()),
+            None => (None, Vec::new()),
+        };
+        Some(Door {
+            address: address?.clone(),
+            reuse_port,
+            socket_mode,
+            terms: terms?,
+            endings,
+            settings,
+        })
+    }
+
+    /// What callers are known by; `None` if the address can't be read.
+    pub(super) fn known_by(&self) -> Option<KnownBy> {
+        let plaintext = self.checked.boolean(&["listener", "plaintext"]) == Some(true);
+        match self.checked.listen(&["listener", "address"])? {
+            Address::Unix(_) => Some(KnownBy::Users),
+            Address::Tcp(_) if plaintext => Some(KnownBy::Loopback),
+            Address::Tcp(_) => Some(KnownBy::Certificates),
+        }
+    }
+
+    /// Reports each file that TLS needs and that isn't written.
+    fn demand_tls_files(&mut self) {
+        for name in TLS_FILES {
+            let path = ["listener", name];
+            let known = |fault: &Fault| fault.key == path.join(".");
+            // One that is written badly is among the faults already.
+            if self.checked.text(&path).is_none() && !self.faults.iter().any(known) {
+                let fault = self.checked.missing(&path.map(str::to_owned));
+                self.faults.push(fault);
+            }
+        }
+    }
+
+    /// Who writes a certificate or an authority believes that it's used.
+    fn refuse_tls_keys(&mut self, hint: &str) {
+        let crl = ["listener", "client_crl"];
+        for name in TLS_FILES {
+            if self.checked.text(&["listener", name]).is_some() {
+                self.fault_with_hint(&["listener", name], "isn't used", hint);
+            }
+        }
+        if !self.checked.texts(&crl).is_empty() || self.checked.is_empty_list(&crl) {
+            self.fault_with_hint(&crl, "isn't used", hint);
+        }
+    }
+
+    fn socket_mode(&mut self, address: Option<&Address>) -> u32 {
+        let path = ["listener", "socket_mode"];
+        let Some(text) = self.checked.text(&path) else {
+            return SOCKET_MODE;
+        };
+        if matches!(address, Some(Address::Tcp(_))) {
+            self.fault_with_hint(
+                &path,
+                "isn't used",
+                "it's for the file of a unix: address; remove it",
+            );
+        }
+        self.keep(&path, mode(text)).unwrap_or(SOCKET_MODE)
+    }
+
+    /// Our certificate, and whom we let in; why not is among the faults.
+    fn tls(&mut self) -> Option<(Terms, Vec<Ending>)> {
         let (checked, reader) = (self.checked, self.reader);
         let path = |name| checked.text(&["listener", name]).map(Path::new);
         let chain = path("certificate").map(|path| files::certificates(reader, path));
@@ -44,15 +209,6 @@ impl Builder<'_> {
             self.notices
                 .push(checked.fault(&["listener", "private_key"], message, None));
         }
-        let settings = listener::Settings {
-            handshake_timeout: checked.duration(&["listener", "handshake_timeout"]),
-            header_timeout: checked.duration(&["listener", "header_timeout"]),
-            idle_timeout: checked.duration(&["listener", "idle_timeout"]),
-            write_timeout: checked.duration(&["listener", "write_timeout"]),
-            connections_max: checked.integer(&["listener", "connections_max"]),
-            connection_age_max: checked.duration(&["listener", "connection_age_max"]),
-            leaving_timeout: self.leaving_timeout(),
-        };
         let refuse_expired_crl = checked.text(&["listener", "crl_expired"]) != Some("warn");
         let (chain, authorities) = (chain?, authorities?);
         let trust = Trust {
@@ -74,33 +230,24 @@ impl Builder<'_> {
             client_crls,
             refuse_expired_crl,
         };
-        let terms = match listener::tls::terms(&material) {
-            Ok(terms) => terms,
+        match listener::tls::terms(&material) {
+            Ok(terms) => Some((terms, endings)),
             Err(Error::Certificate(rustls::Error::InconsistentKeys(_))) => {
                 self.fault(
                     &["listener", "certificate"],
                     "certificate and private_key don't belong together",
                 );
-                return None;
+                None
             }
             Err(Error::Certificate(error)) => {
                 self.fault(&["listener", "certificate"], error.to_string());
-                return None;
+                None
             }
             Err(Error::Clients(error)) => {
                 self.fault(&["listener", "client_ca"], error.to_string());
-                return None;
+                None
             }
-        };
-        let address = checked.address(&["listener", "address"])?;
-        let reuse_port = checked.boolean(&["listener", "reuse_port"]) == Some(true);
-        Some(Door {
-            address,
-            reuse_port,
-            terms,
-            settings,
-            endings,
-        })
+        }
     }
 
     /// A body, the longest call, and its answer.
@@ -111,5 +258,48 @@ impl Builder<'_> {
             .max();
         let listener = |name| self.checked.duration(&["listener", name]);
         listener("body_timeout") + total.unwrap_or_default() + listener("write_timeout")
+    }
+}
+
+/// Permissions as chmod(1) takes them.
+fn mode(text: &str) -> Result<u32, String> {
+    let octal =
+        matches!(text.len(), 3 | 4) && text.bytes().all(|byte| (b'0'..=b'7').contains(&byte));
+    let mode = u32::from_str_radix(text, 8)
+        .ok()
+        .filter(|mode| octal && *mode <= 0o777);
+    let mode = mode.ok_or_else(|| {
+        format!("permissions are wanted in octal, such as \"0660\", but {text:?} was found")
+    })?;
+    if mode & 0o222 == 0 {
+        return Err(format!(
+            "nobody may write to it with {text:?}, so that nobody could connect"
+        ));
+    }
+    Ok(mode)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::mode;
+
+    #[test]
+    fn permissions_are_octal_and_let_somebody_in() {
+        for (text, expected) in [("0660", 0o660), ("600", 0o600), ("0777", 0o777)] {
+            assert_eq!(mode(text), Ok(expected), "{text}");
+        }
+        for bad in [
+            "",
+            "66",
+            "0680",
+            "rw-rw----",
+            "4660",
+            "00660",
+            "+660",
+            "0440",
+            "0o660",
+        ] {
+            assert!(mode(bad).is_err(), "{bad}");
+        }
     }
 }

@@ -18,6 +18,7 @@ use crate::config::check::Checked;
 use crate::config::environment;
 use crate::config::fault::Fault;
 use crate::config::reader::Reader;
+use crate::listener::socket::Address;
 use crate::name::AccountName;
 use crate::observe::log;
 use crate::operation::OperationName;
@@ -46,7 +47,8 @@ impl Builder<'_> {
         let (callers, identities) = self.callers(&accounts, &catalogue);
         let checked = self.checked;
         let admin = checked.address(&["admin", "address"])?;
-        if checked.address(&["listener", "address"]) == Some(admin) && admin.port() != 0 {
+        let door_address = checked.listen(&["listener", "address"]);
+        if door_address == Some(&Address::Tcp(admin)) && admin.port() != 0 {
             self.fault(&["admin", "address"], "it's the same as listener.address");
         }
         let runtime = Runtime {
