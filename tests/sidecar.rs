@@ -112,6 +112,30 @@ async fn on_loopback_without_tls_everybody_is_one_caller() {
     assert!(event["peer"].as_str().unwrap().starts_with("127.0.0.1:"));
 }
 
+/// A page from anywhere can have a browser on this machine call 127.0.0.1, but then its own host is named.
+#[tokio::test]
+async fn on_loopback_a_request_that_names_another_host_is_refused() {
+    let pki = Pki::new();
+    let upstream = Upstream::start(&pki).await;
+    let gateway = setup(&pki, &upstream, Door::Plaintext, "loopback")
+        .start()
+        .await;
+    let client = gateway.plain_client();
+    let own = format!("localhost:{}", gateway.address.port());
+    for (host, code) in [(own.as_str(), None), ("evil.example", Some("bad-host"))] {
+        let answer = client.call_with(READ, &[("host", host)], "{}").await;
+        let refused = (answer.status != 200).then(|| answer.refusal().1);
+        assert_eq!(refused.as_deref(), code, "{host}");
+    }
+    assert_eq!(upstream.seen().len(), 1);
+
+    // On a unix socket no browser calls, and any name will do.
+    let gateway = unix(&pki, &upstream).start().await;
+    let headers = [("host", "gateway.internal")];
+    let answer = gateway.plain_client().call_with(READ, &headers, "{}").await;
+    assert_eq!(answer.status, 200);
+}
+
 /// One gateway can be called by some of its callers: that the others can't is told, and keeps nobody out. Where nobody can call, it ends.
 #[tokio::test]
 async fn identities_that_cannot_come_are_told_and_a_gateway_for_nobody_does_not_start() {

@@ -36,6 +36,8 @@ pub struct Head<'a> {
     pub version: Version,
     /// All header fields.
     pub headers: &'a HeaderMap,
+    /// Nothing is known of the caller but that it's on this machine.
+    pub from_loopback: bool,
 }
 
 /// Names the account that a request is for.
@@ -292,6 +294,9 @@ impl Policy {
             return Err(Error::Unsupported {
                 instead: elsewhere.instead.clone(),
             });
+        }
+        if head.from_loopback {
+            path::check_own_host(head.headers)?;
         }
         let path = path::operation_path(head.uri, head.headers, head.version)?;
         let path = path.ok_or(Error::UnknownOperation { suggestion: None })?;
@@ -572,6 +577,7 @@ mod tests {
             uri: &uri,
             version: Version::HTTP_11,
             headers: &headers,
+            from_loopback: false,
         };
         let policy = Policy::new(&Catalogue::shipped(), &accounts, &[rules]);
         let grant = policy

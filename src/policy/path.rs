@@ -1,10 +1,14 @@
 //! From a request's target to the name of an operation. Forgives letter case and nothing else: the vendor's server is forgiving, so
 //! a rule that compared text could be walked around (contract, section 2).
 
+use std::net::IpAddr;
+
 use http::HeaderMap;
+use http::HeaderValue;
 use http::Uri;
 use http::Version;
 use http::header;
+use http::uri::Authority;
 
 /// Why a target isn't the path of any operation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -30,6 +34,9 @@ pub enum BadTarget {
     /// Host missing, more than one, or another than the target's authority.
     #[error("the request doesn't name exactly one host")]
     Host,
+    /// On loopback without TLS: Host is another machine's.
+    #[error("the request names another host than this machine")]
+    ForeignHost,
 }
 
 /// Where operations live. The second is the vendor's own prefix, so that a service moves by changing its host name alone.
@@ -69,6 +76,32 @@ fn check_host(uri: &Uri, headers: &HeaderMap, version: Version) -> Result<(), Ba
     if good { Ok(()) } else { Err(BadTarget::Host) }
 }
 
+/// Where nothing is known of a caller but that it's on this machine, a browser there may be made to call by a page from anywhere, whose
+/// host's name suddenly means 127.0.0.1 (DNS rebinding). It can't help naming that host.
+///
+/// # Errors
+/// When Host is neither a loopback address nor `localhost` or a name below it, which never mean another machine (RFC 6761 section 6.3).
+pub fn check_own_host(headers: &HeaderMap) -> Result<(), BadTarget> {
+    let own = |host: &HeaderValue| {
+        let authority = Authority::try_from(host.as_bytes()).ok()?;
+        let host = authority.host().to_ascii_lowercase();
+        let address = host.trim_start_matches('[').trim_end_matches(']');
+        let loopback = address
+            .parse::<IpAddr>()
+            .is_ok_and(|address| address.is_loopback());
+        Some(loopback || host == "localhost" || host.ends_with(".localhost"))
+    };
+    if headers
+        .get_all(header::HOST)
+        .iter()
+        .all(|host| own(host) == Some(true))
+    {
+        Ok(())
+    } else {
+        Err(BadTarget::ForeignHost)
+    }
+}
+
 fn check_spelling(target: &str) -> Result<(), BadTarget> {
     if target.contains('?') {
         return Err(BadTarget::Query);
@@ -100,6 +133,7 @@ fn check_spelling(target: &str) -> Result<(), BadTarget> {
 #[cfg(test)]
 mod tests {
     use super::BadTarget;
+    use super::check_own_host;
     use super::operation_path;
     use http::HeaderMap;
     use http::HeaderValue;
@@ -173,5 +207,41 @@ mod tests {
         assert_eq!(path("https://a/", &["b"]), Err(BadTarget::Host));
         assert_eq!(path("https://a/", &["A"]), Ok(None));
         assert_eq!(path("https://a/", &[]), Err(BadTarget::Host));
+    }
+
+    #[test]
+    fn only_names_that_never_mean_another_machine_are_its_own() {
+        let check = |host: &str| {
+            let mut headers = HeaderMap::new();
+            headers.append(header::HOST, HeaderValue::from_str(host).expect("a host"));
+            check_own_host(&headers)
+        };
+        for own in [
+            "localhost",
+            "LocalHost:8080",
+            "127.0.0.1",
+            "127.1.2.3:80",
+            "[::1]",
+            "[::1]:8080",
+            "gateway.localhost:8080",
+        ] {
+            assert_eq!(check(own), Ok(()), "{own}");
+        }
+        for foreign in [
+            "evil.example",
+            "evil.example:8080",
+            "localhost.evil.example",
+            "evillocalhost",
+            "127.0.0.1.evil.example",
+            "127.0.0.1@evil.example",
+            "localhost@evil.example:80",
+            "192.0.2.1",
+            "[::ffff:192.0.2.1]",
+            "2130706433",
+            "",
+        ] {
+            assert_eq!(check(foreign), Err(BadTarget::ForeignHost), "{foreign}");
+        }
+        assert_eq!(check_own_host(&HeaderMap::new()), Ok(()), "HTTP/1.0");
     }
 }

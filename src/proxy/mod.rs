@@ -256,6 +256,7 @@ impl Proxy {
                 uri,
                 version: *version,
                 headers,
+                from_loopback: *presented == Presented::Loopback,
             })
             .inspect_err(|_| {
                 // What is no operation is named in the log as it was written, or nobody could tell what was wrong.

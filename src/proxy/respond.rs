@@ -428,6 +428,7 @@ fn policy(error: &policy::Error) -> Told {
     let told = |status, code| not_sent(status, code, error);
     match error {
         policy::Error::BadTarget(BadTarget::Host) => told(StatusCode::BAD_REQUEST, "bad-host"),
+        policy::Error::BadTarget(BadTarget::ForeignHost) => told(StatusCode::BAD_REQUEST, "bad-host").hint("call localhost or 127.0.0.1, so that no page in a browser can have it call in your place"),
         policy::Error::BadTarget(_) => told(StatusCode::BAD_REQUEST, "bad-path").hint("call /openapi/v1/<module>/<method>, in any letter case, and nothing else"),
         policy::Error::UnknownOperation { suggestion: Some(name) } => told(StatusCode::NOT_FOUND, "unknown-operation").hint(format!("did you mean {name}?")),
         policy::Error::UnknownOperation { suggestion: None } => {

@@ -181,11 +181,14 @@ impl Client {
         }
         let response = match kept.as_mut().unwrap() {
             Sender::Http1(sender) => {
-                if !request.headers().contains_key(header::HOST) {
-                    request
-                        .headers_mut()
-                        .insert(header::HOST, HeaderValue::from_static("gateway.test"));
-                }
+                let host = match self.way {
+                    Way::Plain(_) => "localhost",
+                    Way::Tls(..) | Way::Unix(_) => "gateway.test",
+                };
+                let headers = request.headers_mut();
+                headers
+                    .entry(header::HOST)
+                    .or_insert(HeaderValue::from_static(host));
                 sender.send_request(request).await?
             }
             Sender::Http2(sender) => {
