@@ -30,6 +30,7 @@ use crate::listener::socket::Address;
 /// All values, the defaults among them, by their path.
 pub(super) struct Checked<'a> {
     layers: &'a Layers,
+    tree: Dict,
     values: BTreeMap<Vec<String>, Data>,
     tables: BTreeMap<&'static str, BTreeSet<String>>,
 }
@@ -37,22 +38,23 @@ pub(super) struct Checked<'a> {
 impl<'a> Checked<'a> {
     /// Walks the tree.
     pub(super) fn new(layers: &'a Layers, faults: &mut Vec<Fault>) -> Self {
+        let tree = layers.tree().unwrap_or_else(|error| {
+            faults.push(Fault {
+                place: Place::Nowhere,
+                key: String::new(),
+                message: error.to_string(),
+                hint: None,
+            });
+            Dict::new()
+        });
         let mut checked = Self {
             layers,
+            tree: Dict::new(),
             values: BTreeMap::new(),
             tables: BTreeMap::new(),
         };
-        match layers.tree() {
-            Ok(tree) => checked.table(&mut Vec::new(), &tree, faults),
-            Err(error) => {
-                faults.push(Fault {
-                    place: Place::Nowhere,
-                    key: String::new(),
-                    message: error.to_string(),
-                    hint: None,
-                });
-            }
-        }
+        checked.table(&mut Vec::new(), &tree, faults);
+        checked.tree = tree;
         checked.fill(faults);
         checked
     }
@@ -216,15 +218,20 @@ impl<'a> Checked<'a> {
     }
 
     fn texts_origin(&self, path: &[String]) -> Option<Place> {
-        let tree = self.layers.tree().ok()?;
-        let (first, rest) = path.split_first()?;
-        let value = rest.iter().try_fold(tree.get(first)?, |value, segment| {
-            value.as_dict()?.get(segment)
-        })?;
+        let value = self.written(path)?;
         match self.layers.place(path, value, true) {
             place @ (Place::Environment(_) | Place::Flag) => Some(place),
             Place::File { .. } | Place::Nowhere => None,
         }
+    }
+
+    /// What was written for a key, if anything was.
+    fn written(&self, path: &[String]) -> Option<&Value> {
+        let (first, rest) = path.split_first()?;
+        rest.iter()
+            .try_fold(self.tree.get(first)?, |value, segment| {
+                value.as_dict()?.get(segment)
+            })
     }
 
     /// The names in a table of the operator's.
