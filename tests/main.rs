@@ -47,6 +47,7 @@ mod configuration; // F2: faults are told all at once, with their places
 mod drain; // an orderly end
 mod observing; // metrics, log, health
 mod protocols; // HTTP/1.1, HTTP/2, curl
+mod schema; // editors are told what the gateway takes
 
 // Tidiness
 mod layers; // imports go down only

@@ -5,6 +5,7 @@ mod demo;
 mod health;
 mod pki;
 mod reference;
+mod schema;
 mod serve;
 mod signals;
 mod simulate;
@@ -56,6 +57,8 @@ enum Command {
 enum ConfigCommand {
     /// Every key with its meaning, unit, default and bounds
     Reference,
+    /// The same as a JSON Schema, for editors
+    Schema,
 }
 
 /// Which configuration.
@@ -92,6 +95,9 @@ impl Arguments {
             Command::Config {
                 what: ConfigCommand::Reference,
             } => reference::run(),
+            Command::Config {
+                what: ConfigCommand::Schema,
+            } => schema::run(),
         };
         ended.unwrap_or_else(|error| {
             say_error(&format!("{error:#}"));

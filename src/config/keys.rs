@@ -1,4 +1,4 @@
-//! Every key there is, once: its kind, bounds, default and meaning. The reference file and the suggestions come from this table.
+//! Every key there is, once: its kind, bounds, default and meaning. The reference file, the schema and the suggestions come from this table.
 
 use std::fmt::Write;
 use std::time::Duration;
@@ -531,7 +531,27 @@ fn example_name(table: &str) -> &'static str {
     }
 }
 
+/// The keys of each table by its path, in the order of the reference file.
+pub fn tables() -> impl Iterator<Item = (&'static str, &'static [Key])> {
+    let groups = KEYS.chunk_by(|one, other| one.table() == other.table());
+    groups.map(|keys| (keys[0].table(), keys))
+}
+
 impl Key {
+    /// The path of the table that has it; empty at the top of a file.
+    #[must_use]
+    pub fn table(&self) -> &'static str {
+        self.path.rsplit_once('.').map_or("", |(table, _)| table)
+    }
+
+    /// What it's called in its table.
+    #[must_use]
+    pub fn name(&self) -> &'static str {
+        self.path
+            .rsplit_once('.')
+            .map_or(self.path, |(_, name)| name)
+    }
+
     /// Unit, default and bounds in words.
     #[must_use]
     pub fn bounds(&self) -> String {

@@ -10,6 +10,7 @@ mod files;
 pub mod keys;
 mod layers;
 pub mod reader;
+pub mod schema;
 mod value;
 
 use std::net::SocketAddr;
