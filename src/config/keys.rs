@@ -596,7 +596,11 @@ impl Key {
 #[must_use]
 pub fn reference() -> String {
     let mut out = String::from(
-        "# Every key of kybio-gateway's configuration. Keys that are commented out may be left out; the others show their default or an\n\
+        "#:schema ./gateway.schema.json\n\
+         # By the line above editors complete, explain and check keys (Even Better TOML, Taplo). `kybio-gateway config schema` prints\n\
+         # that file; where it isn't beside this one, delete the line.\n\
+         #\n\
+         # Every key of kybio-gateway's configuration. Keys that are commented out may be left out; the others show their default or an\n\
          # example. Relative paths are relative to the file that has them. A key `section.key` can also be set by the environment\n\
          # variable KYBIO_GATEWAY__SECTION__KEY, or by `--set section.key=value`. Unknown keys are errors.\n",
     );
