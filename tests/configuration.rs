@@ -465,6 +465,41 @@ fn each_fault_is_told_with_its_place_its_key_and_what_was_meant() {
     }
 }
 
+/// What's wrong with the files that keys name is for `check`, because it alone opens them.
+#[test]
+fn showing_a_faulty_one_tells_the_same_but_for_the_files_it_names() {
+    let (setup, text) = good();
+    let of_a_file = |line: &&str| {
+        ["certificate: ", "private_key: ", "client_ca: ", "roots: "]
+            .iter()
+            .any(|key| line.contains(key))
+            && !line.contains("must be written")
+    };
+    let mut told = 0;
+    for (from, to, ..) in FAULTS {
+        let (_, checked) = check(&setup, &text.replacen(from, to, 1));
+        let expected: Vec<_> = checked.lines().filter(|line| !of_a_file(line)).collect();
+        let output = tools::run(tools::binary().current_dir(setup.folder.path()).args([
+            "config",
+            "show",
+            "--config",
+            "gateway.toml",
+        ]));
+        let said = tools::stderr(&output);
+        // Both end with how many there are.
+        let faults = expected.len() - 1;
+        let code = if faults == 0 { 0 } else { 78 };
+        assert_eq!(output.status.code(), Some(code), "{to}: {said}");
+        assert_eq!(
+            said.lines().take(faults).collect::<Vec<_>>(),
+            expected[..faults],
+            "{to}"
+        );
+        told += faults;
+    }
+    assert!(told > 40, "{told}");
+}
+
 #[test]
 fn all_faults_are_told_at_once() {
     let (setup, mut text) = good();

@@ -48,6 +48,7 @@ mod drain; // an orderly end
 mod observing; // metrics, log, health
 mod protocols; // HTTP/1.1, HTTP/2, curl
 mod schema; // editors are told what the gateway takes
+mod shown; // what holds, and where it comes from
 
 // Tidiness
 mod layers; // imports go down only

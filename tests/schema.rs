@@ -83,13 +83,22 @@ fn every_example_that_ships_fits() {
 }
 
 #[test]
-fn what_check_finds_good_fits() {
+fn what_check_finds_good_and_what_show_prints_fit() {
     let setup = Setup::new(&Pki::new(), None);
     let path = setup.write();
-    let output = tools::run(tools::binary().args(["check", "--config"]).arg(&path));
-    assert!(output.status.success(), "{}", tools::stderr(&output));
-    let text = std::fs::read_to_string(&path).unwrap();
-    assert_eq!(faults(&validator(), &text), Vec::<String>::new(), "{text}");
+    let run = |arguments: &[&str]| {
+        let output = tools::run(tools::binary().args(arguments).arg("--config").arg(&path));
+        assert!(output.status.success(), "{}", tools::stderr(&output));
+        tools::stdout(&output)
+    };
+    run(&["check"]);
+    let validator = validator();
+    for text in [
+        std::fs::read_to_string(&path).unwrap(),
+        run(&["config", "show"]),
+    ] {
+        assert_eq!(faults(&validator, &text), Vec::<String>::new(), "{text}");
+    }
 }
 
 /// What is written, and where and why it's underlined.

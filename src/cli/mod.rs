@@ -7,6 +7,7 @@ mod pki;
 mod reference;
 mod schema;
 mod serve;
+mod show;
 mod signals;
 mod simulate;
 
@@ -59,6 +60,8 @@ enum ConfigCommand {
     Reference,
     /// The same as a JSON Schema, for editors
     Schema,
+    /// What holds, each key with the place that it comes from, as a configuration again; exit 78 if there is a fault
+    Show(Configured),
 }
 
 /// Which configuration.
@@ -98,6 +101,9 @@ impl Arguments {
             Command::Config {
                 what: ConfigCommand::Schema,
             } => schema::run(),
+            Command::Config {
+                what: ConfigCommand::Show(configured),
+            } => show::run(&configured),
         };
         ended.unwrap_or_else(|error| {
             say_error(&format!("{error:#}"));

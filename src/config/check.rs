@@ -24,6 +24,7 @@ use crate::config::value::from_text;
 use crate::config::value::from_toml;
 use crate::config::value::from_value;
 use crate::config::value::kind_of;
+use crate::config::value::quoted;
 use crate::config::value::resolve;
 use crate::listener::socket::Address;
 
@@ -107,18 +108,8 @@ impl<'a> Checked<'a> {
     }
 
     fn value(&mut self, path: &[String], key: &Key, value: &Value, faults: &mut Vec<Fault>) {
-        let origin = self.layers.origin(value);
-        let typed = match (value, &origin) {
-            (Value::String(_, text), Some(Origin::Environment | Origin::Flag)) => {
-                from_text(key, text)
-            }
-            _ => from_value(key, value),
-        };
-        let folder = match &origin {
-            Some(Origin::File(file)) => file.parent().unwrap_or_else(|| Path::new("")).to_owned(),
-            Some(Origin::Environment | Origin::Flag) | None => PathBuf::new(),
-        };
-        match typed.and_then(|data| resolve(key.kind, data, &folder)) {
+        let typed = Typed::new(self.layers, key, value);
+        match typed.and_then(|typed| resolve(key.kind, typed.data, &typed.folder)) {
             Ok(data) => drop(self.values.insert(path.to_vec(), data)),
             Err(message) => faults.push(self.fault_at(path, value, message, None)),
         }
@@ -226,7 +217,7 @@ impl<'a> Checked<'a> {
     }
 
     /// What was written for a key, if anything was.
-    fn written(&self, path: &[String]) -> Option<&Value> {
+    pub(super) fn written(&self, path: &[String]) -> Option<&Value> {
         let (first, rest) = path.split_first()?;
         rest.iter()
             .try_fold(self.tree.get(first)?, |value, segment| {
@@ -354,6 +345,32 @@ impl<'a> Checked<'a> {
     }
 }
 
+/// A value as it was written, of the kind that its key asks for.
+pub(super) struct Typed {
+    /// Paths of files among it are as they were written.
+    pub(super) data: Data,
+    /// What these are relative to: the folder of the file that has it, or where the process is.
+    pub(super) folder: PathBuf,
+}
+
+impl Typed {
+    /// Texts of the environment and of flags may mean a number or a list; a file says which it is.
+    pub(super) fn new(layers: &Layers, key: &Key, value: &Value) -> Result<Self, String> {
+        let origin = layers.origin(value);
+        let data = match (value, &origin) {
+            (Value::String(_, text), Some(Origin::Environment | Origin::Flag)) => {
+                from_text(key, text)
+            }
+            _ => from_value(key, value),
+        };
+        let folder = match &origin {
+            Some(Origin::File(file)) => file.parent().unwrap_or_else(|| Path::new("")).to_owned(),
+            Some(Origin::Environment | Origin::Flag) | None => PathBuf::new(),
+        };
+        data.map(|data| Self { data, folder })
+    }
+}
+
 enum Found {
     Key(&'static Key),
     Table,
@@ -400,16 +417,17 @@ fn suggestion(path: &[String]) -> Option<&'static str> {
 /// A path as a file writes it.
 pub(super) fn dotted(path: &[String]) -> String {
     let bare = |segment: &String| {
-        segment
-            .bytes()
-            .all(|byte| byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'-')
+        !segment.is_empty()
+            && segment
+                .bytes()
+                .all(|byte| byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'-')
     };
     path.iter()
         .map(|segment| {
             if bare(segment) {
                 segment.clone()
             } else {
-                format!("{segment:?}")
+                quoted(segment)
             }
         })
         .collect::<Vec<_>>()

@@ -11,6 +11,7 @@ pub mod keys;
 mod layers;
 pub mod reader;
 pub mod schema;
+pub mod show;
 mod value;
 
 use std::net::SocketAddr;

@@ -46,9 +46,8 @@ fn root() -> Value {
             }
             None if table.is_empty() => properties.extend(values(keys)),
             None => {
-                let names = required_names(keys);
-                if !names.is_empty() {
-                    required.insert(table.to_owned(), open(json!({ "required": names })));
+                if let Some(part) = required_in(keys) {
+                    required.insert(table.to_owned(), open(part));
                 }
                 properties.insert(table.to_owned(), closed(values(keys)));
             }
@@ -119,6 +118,27 @@ fn required_names(keys: &[Key]) -> Vec<&'static str> {
     keys.iter().filter(required).map(Key::name).collect()
 }
 
+/// What must be written in a table that there's one of, if anything must; some of it only where there is TLS.
+fn required_in(keys: &[Key]) -> Option<Value> {
+    let names = required_names(keys);
+    let with_tls = |key: &&Key| matches!(key.default, Fallback::RequiredWithTls(_));
+    let with_tls: Vec<_> = keys.iter().filter(with_tls).map(Key::name).collect();
+    let mut part = json!({});
+    if !names.is_empty() {
+        part["required"] = json!(names);
+    }
+    if !with_tls.is_empty() {
+        let unix = json!({ "properties": { "address": { "pattern": "^unix:" } }, "required": ["address"] });
+        let plain =
+            json!({ "properties": { "plaintext": { "const": true } }, "required": ["plaintext"] });
+        part["if"] = open(json!({ "anyOf": [open(unix), open(plain)] }));
+        part["else"] = open(json!({ "required": with_tls }));
+    }
+    part.as_object()
+        .is_some_and(|part| !part.is_empty())
+        .then_some(part)
+}
+
 /// One key. All is written out where it's used: what stands beside a `$ref` doesn't count in draft 7, and Taplo would show no
 /// description.
 fn value(key: &Key) -> Value {
@@ -128,6 +148,10 @@ fn value(key: &Key) -> Value {
         Kind::Boolean => json!({ "type": "boolean" }),
         Kind::Choice(words) => json!({ "type": "string", "enum": words }),
         Kind::Address => json!({ "type": "string", "pattern": address() }),
+        Kind::Listen => {
+            let either = format!("{}|^unix:(.|\\s)", address());
+            json!({ "type": "string", "pattern": either })
+        }
         Kind::Addresses => {
             json!({ "type": "array", "items": { "type": "string", "pattern": address() } })
         }
@@ -141,7 +165,7 @@ fn value(key: &Key) -> Value {
     value["description"] = json!(format!("{} ({})", key.doc, key.bounds()));
     match key.default {
         Fallback::Value(text) => value["default"] = written(text),
-        Fallback::Required(text) | Fallback::Absent(text) => {
+        Fallback::Required(text) | Fallback::RequiredWithTls(text) | Fallback::Absent(text) => {
             value["examples"] = json!([written(text)]);
         }
     }
@@ -192,7 +216,6 @@ mod tests {
     use super::root;
     use super::schema;
     use super::value;
-    use crate::config::keys::Fallback;
     use crate::config::keys::KEYS;
     use crate::config::keys::Key;
     use crate::config::keys::Kind;
@@ -248,6 +271,8 @@ mod tests {
             "127.0.0.1:65536",
             "256.0.0.1:1",
             "localhost:80",
+            "unix:",
+            "unix:/run/a.sock",
         ];
         let mut common: Vec<Value> = texts.iter().map(|text| json!(text)).collect();
         common.extend(texts.iter().map(|text| json!([text])));
@@ -267,9 +292,7 @@ mod tests {
         for key in KEYS {
             let validator = validator(&value(key));
             let mut candidates = common.clone();
-            let (Fallback::Value(text) | Fallback::Required(text) | Fallback::Absent(text)) =
-                key.default;
-            let example = serde_json::from_str(text).unwrap();
+            let example = serde_json::from_str(key.default.example()).unwrap();
             assert!(loader_takes(key, &example), "{}: {example}", key.path);
             candidates.push(example);
             match key.kind {

@@ -56,6 +56,23 @@ pub(super) fn kind_of(value: &Value) -> &'static str {
     }
 }
 
+/// A text in the spelling of a file.
+pub(super) fn quoted(text: &str) -> String {
+    let mut quoted = String::from("\"");
+    for character in text.chars() {
+        match character {
+            '"' | '\\' => quoted.extend(['\\', character]),
+            // Some may not be in a file, and some do things to terminals.
+            control if control.is_control() => {
+                quoted.push_str(&format!("\\u{:04X}", u32::from(control)));
+            }
+            other => quoted.push(other),
+        }
+    }
+    quoted.push('"');
+    quoted
+}
+
 /// What a default or an environment variable says, whose text is in the spelling of a file or plain.
 pub(super) fn from_toml(key: &Key, text: &str) -> Result<Data, String> {
     let document =
