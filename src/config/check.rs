@@ -15,10 +15,10 @@ use crate::config::fault::Place;
 use crate::config::keys::Fallback;
 use crate::config::keys::KEYS;
 use crate::config::keys::Key;
-use crate::config::keys::Kind;
 use crate::config::keys::NAMED_TABLES;
 use crate::config::layers::Layers;
 use crate::config::layers::Origin;
+use crate::config::reader::Reader;
 use crate::config::value::Data;
 use crate::config::value::from_text;
 use crate::config::value::from_toml;
@@ -34,11 +34,13 @@ pub(super) struct Checked<'a> {
     tree: Dict,
     values: BTreeMap<Vec<String>, Data>,
     tables: BTreeMap<&'static str, BTreeSet<String>>,
+    /// No file will be opened.
+    blind: bool,
 }
 
 impl<'a> Checked<'a> {
     /// Walks the tree.
-    pub(super) fn new(layers: &'a Layers, faults: &mut Vec<Fault>) -> Self {
+    pub(super) fn new(layers: &'a Layers, reader: &Reader, faults: &mut Vec<Fault>) -> Self {
         let tree = layers.tree().unwrap_or_else(|error| {
             faults.push(Fault {
                 place: Place::Nowhere,
@@ -53,6 +55,7 @@ impl<'a> Checked<'a> {
             tree: Dict::new(),
             values: BTreeMap::new(),
             tables: BTreeMap::new(),
+            blind: reader.is_blind(),
         };
         checked.table(&mut Vec::new(), &tree, faults);
         checked.tree = tree;
@@ -109,7 +112,14 @@ impl<'a> Checked<'a> {
 
     fn value(&mut self, path: &[String], key: &Key, value: &Value, faults: &mut Vec<Fault>) {
         let typed = Typed::new(self.layers, key, value);
-        match typed.and_then(|typed| resolve(key.kind, typed.data, &typed.folder)) {
+        let resolved = typed.and_then(|Typed { data, folder }| {
+            if self.blind && key.kind.is_of_files() {
+                // Where a file is matters only to who opens it.
+                return Ok(data);
+            }
+            resolve(key.kind, data, &folder)
+        });
+        match resolved {
             Ok(data) => drop(self.values.insert(path.to_vec(), data)),
             Err(message) => faults.push(self.fault_at(path, value, message, None)),
         }
@@ -155,7 +165,8 @@ impl<'a> Checked<'a> {
 
     /// All values, and which of them name files.
     pub(super) fn into_values(self) -> (BTreeMap<Vec<String>, Data>, BTreeSet<Vec<String>>) {
-        let is_file = |path: &&Vec<String>| matches!(find(path), Found::Key(key) if matches!(key.kind, Kind::File | Kind::Files | Kind::Roots));
+        let is_file =
+            |path: &&Vec<String>| matches!(find(path), Found::Key(key) if key.kind.is_of_files());
         let files = self.values.keys().filter(is_file).cloned().collect();
         (self.values, files)
     }

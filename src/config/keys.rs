@@ -71,6 +71,14 @@ pub enum Kind {
     Roots,
 }
 
+impl Kind {
+    /// Its values are names of files.
+    #[must_use]
+    pub fn is_of_files(self) -> bool {
+        matches!(self, Self::File | Self::Files | Self::Roots)
+    }
+}
+
 const MS: Duration = Duration::from_millis(1);
 const SECOND: Duration = Duration::from_secs(1);
 const MINUTE: Duration = Duration::from_secs(60);

@@ -141,7 +141,7 @@ pub fn load(
         // A file that can't be read hides what it has: to go on would report keys as missing that aren't.
         return Err(Faults(faults));
     }
-    let checked = Checked::new(&layers, &mut faults);
+    let checked = Checked::new(&layers, reader, &mut faults);
     let (mut notices, mut bad_keys) = (Vec::new(), Vec::new());
     let builder = Builder {
         checked: &checked,
@@ -219,12 +219,13 @@ impl Config {
 /// When there's no such file, or the address itself or a flag is wrong.
 pub fn admin_address(path: &Path, flags: &[(String, String)]) -> Result<SocketAddr, Faults> {
     let mut faults = Vec::new();
-    let layers = Layers::read(path, flags, &Reader::default(), &mut faults);
+    let reader = Reader::default();
+    let layers = Layers::read(path, flags, &reader, &mut faults);
     if !path.is_file() {
         return Err(Faults(faults));
     }
     let mut faults = Vec::new();
-    let checked = Checked::new(&layers, &mut faults);
+    let checked = Checked::new(&layers, &reader, &mut faults);
     let matters = |fault: &Fault| fault.place == Place::Flag || fault.key.starts_with("admin");
     match checked.address(&["admin", "address"]) {
         Some(address) if !faults.iter().any(matters) => Ok(address),

@@ -34,11 +34,12 @@ use crate::listener::socket::Address;
 pub fn merged(path: &Path, flags: &[(String, String)]) -> Result<String, Faults> {
     let mut faults = Vec::new();
     let layers = Layers::read(path, flags, &Reader::default(), &mut faults);
+    let blind = Reader::blind();
     if !faults.is_empty() {
         return Err(Faults(faults));
     }
-    let checked = Checked::new(&layers, &mut faults);
-    refuse_what_is_not_meant(&checked, &mut faults);
+    let checked = Checked::new(&layers, &blind, &mut faults);
+    refuse_what_is_not_meant(&checked, &blind, &mut faults);
     if !faults.is_empty() {
         return Err(Faults(faults));
     }
@@ -50,11 +51,11 @@ pub fn merged(path: &Path, flags: &[(String, String)]) -> Result<String, Faults>
 }
 
 /// Adds the faults of meaning: unknown names, addresses that can't be. That the files aren't opened isn't one.
-fn refuse_what_is_not_meant(checked: &Checked<'_>, faults: &mut Vec<Fault>) {
+fn refuse_what_is_not_meant(checked: &Checked<'_>, blind: &Reader, faults: &mut Vec<Fault>) {
     let of_values = faults.len();
     let builder = Builder {
         checked,
-        reader: &Reader::blind(),
+        reader: blind,
         now: Duration::ZERO,
         faults,
         notices: &mut Vec::new(),
@@ -63,7 +64,7 @@ fn refuse_what_is_not_meant(checked: &Checked<'_>, faults: &mut Vec<Fault>) {
     drop(builder.config());
     let unopened: BTreeSet<String> = KEYS
         .iter()
-        .filter(|key| matches!(key.kind, Kind::File | Kind::Files | Kind::Roots))
+        .filter(|key| key.kind.is_of_files())
         .flat_map(|key| paths(checked, key))
         .filter(|path| checked.written(path).is_some() && !checked.is_empty_list(&segments(path)))
         .map(|path| dotted(&path))

@@ -114,7 +114,7 @@ impl Builder<'_> {
     fn roots(&mut self, path: &[&str; 3]) -> Option<Roots> {
         let roots = match self.checked.text(path) {
             None => return None,
-            Some("system") if self.reader.is_blind() => Ok(RootCertStore::empty()),
+            Some(_) if self.reader.is_blind() => Ok(RootCertStore::empty()),
             Some("system") => self.system_roots(),
             Some("bundled") => Ok(RootCertStore {
                 roots: webpki_roots::TLS_SERVER_ROOTS.to_vec(),
