@@ -48,7 +48,7 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
     let bad_keys = config.bad_keys.drain(..).map(|(_, fault)| fault);
     let faults: Vec<_> = bad_keys.chain(config.notices.drain(..)).collect();
     if !faults.is_empty() {
-        return Ok(say_faults(&Faults(faults)));
+        return Ok(say_faults(&Faults::in_order(faults)));
     }
     let counted =
         |count: usize, word: &str| format!("{count} {word}{}", if count == 1 { "" } else { "s" });

@@ -4,7 +4,7 @@ use std::fmt;
 use std::path::PathBuf;
 
 /// Where a value was written.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Place {
     /// In a file; line and column are counted from 1.
     File {
@@ -66,3 +66,12 @@ impl fmt::Display for Fault {
 #[derive(Clone, Debug, thiserror::Error)]
 #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))]
 pub struct Faults(pub Vec<Fault>);
+
+impl Faults {
+    /// In the order of their places, as who mends them goes through the files.
+    #[must_use]
+    pub fn in_order(mut faults: Vec<Fault>) -> Self {
+        faults.sort_by(|one, other| one.place.cmp(&other.place));
+        Self(faults)
+    }
+}

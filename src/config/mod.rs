@@ -139,7 +139,7 @@ pub fn load(
     let layers = Layers::read(path, flags, reader, &mut faults);
     if !faults.is_empty() {
         // A file that can't be read hides what it has: to go on would report keys as missing that aren't.
-        return Err(Faults(faults));
+        return Err(Faults::in_order(faults));
     }
     let checked = Checked::new(&layers, reader, &mut faults);
     let (mut notices, mut bad_keys) = (Vec::new(), Vec::new());
@@ -170,7 +170,7 @@ pub fn load(
             // Who mends the faults wants to know of these too.
             faults.extend(bad_keys.into_iter().map(|(_, fault)| fault));
             faults.append(&mut notices);
-            Err(Faults(faults))
+            Err(Faults::in_order(faults))
         }
     }
 }
