@@ -97,7 +97,7 @@ const FAULTS: &[(&str, &str, &str, &[&str])] = &[
         "address = \"127.0.0.1:0\"\ncert",
         "address = \"localhost\"\ncert",
         "address = \"localhost\"",
-        &["listener.address: an address with its port is wanted"],
+        &["listener.address: an IP address with its port is wanted"],
     ),
     (
         "address = \"127.0.0.1:0\"\ncert",

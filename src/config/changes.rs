@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::path::Path;
 
-use crate::config::check::dotted;
+use crate::config::fault::dotted;
 use crate::config::keys::AT_START_ALONE;
 use crate::config::keys::NAMED_TABLES;
 use crate::config::reader::SYSTEM_ROOTS;

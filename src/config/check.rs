@@ -12,19 +12,21 @@ use figment::value::Value;
 
 use crate::config::fault::Fault;
 use crate::config::fault::Place;
+use crate::config::fault::dotted;
 use crate::config::keys::Fallback;
 use crate::config::keys::KEYS;
 use crate::config::keys::Key;
 use crate::config::keys::NAMED_TABLES;
+use crate::config::layers::At;
 use crate::config::layers::Layers;
 use crate::config::layers::Origin;
 use crate::config::reader::Reader;
 use crate::config::value::Data;
+use crate::config::value::Wrong;
 use crate::config::value::from_text;
 use crate::config::value::from_toml;
 use crate::config::value::from_value;
 use crate::config::value::kind_of;
-use crate::config::value::quoted;
 use crate::config::value::resolve;
 use crate::listener::socket::Address;
 
@@ -82,6 +84,7 @@ impl<'a> Checked<'a> {
                     faults.push(self.fault_at(
                         path,
                         value,
+                        At::Value,
                         message,
                         Some(
                             if path.len() == 2 && NAMED_TABLES.contains(&path[0].as_str()) {
@@ -97,7 +100,7 @@ impl<'a> Checked<'a> {
                 }
                 (Found::Nothing, value) => {
                     let hint = suggestion(path).map(|near| format!("did you mean `{near}`?"));
-                    let place = self.layers.place(path, value, false);
+                    let place = self.layers.place(path, value, At::Key);
                     faults.push(Fault {
                         place,
                         key: dotted(path),
@@ -121,7 +124,10 @@ impl<'a> Checked<'a> {
         });
         match resolved {
             Ok(data) => drop(self.values.insert(path.to_vec(), data)),
-            Err(message) => faults.push(self.fault_at(path, value, message, None)),
+            Err(wrong) => {
+                let at = wrong.item.map_or(At::Value, At::Item);
+                faults.push(self.fault_at(path, value, at, wrong.message, None));
+            }
         }
     }
 
@@ -179,7 +185,7 @@ impl<'a> Checked<'a> {
         };
         let name = path.last().map_or("", String::as_str);
         Fault {
-            place: self.layers.find(path, false),
+            place: self.layers.find(path, At::Key),
             key: dotted(path),
             message: "must be written".to_owned(),
             hint: Some(format!("for example: {name} = {example}")),
@@ -190,40 +196,36 @@ impl<'a> Checked<'a> {
         &self,
         path: &[String],
         value: &Value,
+        at: At,
         message: String,
         hint: Option<String>,
     ) -> Fault {
         Fault {
-            place: self.layers.place(path, value, true),
+            place: self.layers.place(path, value, at),
             key: dotted(path),
             message,
             hint,
         }
     }
 
-    /// A fault of meaning, at the value of a key.
+    /// A fault of meaning, at the value of a key or at one of its items.
     pub(super) fn fault(
         &self,
         path: &[&str],
+        at: At,
         message: impl Into<String>,
         hint: Option<String>,
     ) -> Fault {
-        let path: Vec<String> = path.iter().map(|segment| (*segment).to_owned()).collect();
-        let from_text = self.texts_origin(&path);
-        let place = from_text.unwrap_or_else(|| self.layers.find(&path, true));
+        let path = owned(path);
+        let written = self.written(&path);
         Fault {
-            place,
+            place: written.map_or_else(
+                || self.layers.find(&path, at),
+                |value| self.layers.place(&path, value, at),
+            ),
             key: dotted(&path),
             message: message.into(),
             hint,
-        }
-    }
-
-    fn texts_origin(&self, path: &[String]) -> Option<Place> {
-        let value = self.written(path)?;
-        match self.layers.place(path, value, true) {
-            place @ (Place::Environment(_) | Place::Flag) => Some(place),
-            Place::File { .. } | Place::Nowhere => None,
         }
     }
 
@@ -247,24 +249,9 @@ impl<'a> Checked<'a> {
     }
 
     fn data(&self, path: &[&str]) -> Option<&Data> {
-        debug_assert!(
-            !matches!(
-                find(
-                    &path
-                        .iter()
-                        .map(|segment| (*segment).to_owned())
-                        .collect::<Vec<_>>()
-                ),
-                Found::Nothing
-            ),
-            "{path:?}"
-        );
-        self.values.get(
-            &path
-                .iter()
-                .map(|segment| (*segment).to_owned())
-                .collect::<Vec<_>>(),
-        )
+        let path = owned(path);
+        debug_assert!(!matches!(find(&path), Found::Nothing), "{path:?}");
+        self.values.get(&path)
     }
 
     /// A duration; all have defaults.
@@ -366,7 +353,7 @@ pub(super) struct Typed {
 
 impl Typed {
     /// Texts of the environment and of flags may mean a number or a list; a file says which it is.
-    pub(super) fn new(layers: &Layers, key: &Key, value: &Value) -> Result<Self, String> {
+    pub(super) fn new(layers: &Layers, key: &Key, value: &Value) -> Result<Self, Wrong> {
         let origin = layers.origin(value);
         let data = match (value, &origin) {
             (Value::String(_, text), Some(Origin::Environment | Origin::Flag)) => {
@@ -380,6 +367,10 @@ impl Typed {
         };
         data.map(|data| Self { data, folder })
     }
+}
+
+fn owned(path: &[&str]) -> Vec<String> {
+    path.iter().map(|segment| (*segment).to_owned()).collect()
 }
 
 enum Found {
@@ -423,24 +414,4 @@ fn suggestion(path: &[String]) -> Option<&'static str> {
     let scored = candidates.map(|candidate| (strsim::jaro_winkler(candidate, last), candidate));
     let (likeness, best) = scored.max_by(|one, other| one.0.total_cmp(&other.0))?;
     (likeness > 0.8).then_some(best)
-}
-
-/// A path as a file writes it.
-pub(super) fn dotted(path: &[String]) -> String {
-    let bare = |segment: &String| {
-        !segment.is_empty()
-            && segment
-                .bytes()
-                .all(|byte| byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'-')
-    };
-    path.iter()
-        .map(|segment| {
-            if bare(segment) {
-                segment.clone()
-            } else {
-                quoted(segment)
-            }
-        })
-        .collect::<Vec<_>>()
-        .join(".")
 }

@@ -75,3 +75,40 @@ impl Faults {
         Self(faults)
     }
 }
+
+/// A text in the spelling of a file.
+pub(super) fn quoted(text: &str) -> String {
+    let mut quoted = String::from("\"");
+    for character in text.chars() {
+        match character {
+            '"' | '\\' => quoted.extend(['\\', character]),
+            // Some may not be in a file, and some do things to terminals.
+            control if control.is_control() => {
+                quoted.push_str(&format!("\\u{:04X}", u32::from(control)));
+            }
+            other => quoted.push(other),
+        }
+    }
+    quoted.push('"');
+    quoted
+}
+
+/// A path as a file writes it.
+pub(super) fn dotted(path: &[String]) -> String {
+    let bare = |segment: &String| {
+        !segment.is_empty()
+            && segment
+                .bytes()
+                .all(|byte| byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'-')
+    };
+    path.iter()
+        .map(|segment| {
+            if bare(segment) {
+                segment.clone()
+            } else {
+                quoted(segment)
+            }
+        })
+        .collect::<Vec<_>>()
+        .join(".")
+}

@@ -21,7 +21,9 @@ use toml_edit::TableLike;
 use crate::config::environment;
 use crate::config::fault::Fault;
 use crate::config::fault::Place;
+use crate::config::fault::dotted;
 use crate::config::reader::Reader;
+use crate::config::value::not_toml;
 
 /// A configuration file is larger than this only by mistake.
 const FILE_BYTES_MAX: u64 = 4 * 1024 * 1024;
@@ -45,6 +47,15 @@ pub(super) enum Origin {
     File(PathBuf),
     Environment,
     Flag,
+}
+
+/// What of a key is meant.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum At {
+    Key,
+    Value,
+    /// One item of a list, counted from nothing.
+    Item(usize),
 }
 
 struct FileLayer<'a>(&'a File);
@@ -143,27 +154,26 @@ impl Layers {
         }
     }
 
-    /// The place of a key, or of its value where `at_value`.
-    pub(super) fn place(&self, path: &[String], value: &Value, at_value: bool) -> Place {
+    /// Where a key of the tree was written.
+    pub(super) fn place(&self, path: &[String], value: &Value, at: At) -> Place {
         match self.origin(value) {
             Some(Origin::Environment) => Place::Environment(environment::variable(path)),
             Some(Origin::Flag) => Place::Flag,
             // A table's own tag says little of where it stands.
-            Some(Origin::File(_)) | None => self.find(path, at_value),
+            Some(Origin::File(_)) | None => self.find(path, at),
         }
     }
 
     /// The place of a key in the last file that has it, or else of the nearest table around it.
-    pub(super) fn find(&self, path: &[String], at_value: bool) -> Place {
+    pub(super) fn find(&self, path: &[String], at: At) -> Place {
         for length in (0..=path.len()).rev() {
-            for file in self.files.iter().rev() {
-                if let Some(offset) = file.offset(&path[..length], at_value && length == path.len())
-                {
-                    return Place::File {
-                        path: file.path.clone(),
-                        line: Some(line_and_column(&file.text, offset)),
-                    };
-                }
+            let at = if length == path.len() { at } else { At::Key };
+            let files = self.files.iter().rev();
+            if let Some(place) = files
+                .filter_map(|file| file.place(&path[..length], at))
+                .next()
+            {
+                return place;
             }
         }
         self.files
@@ -214,10 +224,7 @@ impl File {
             }),
             Err(error) => {
                 let line = error.span().map(|span| line_and_column(&text, span.start));
-                faults.push(fault(
-                    line,
-                    format!("not TOML: {}", error.message().trim().replace('\n', ", ")),
-                ));
+                faults.push(fault(line, not_toml(&error)));
                 None
             }
         }
@@ -229,24 +236,12 @@ impl File {
             return Vec::new();
         };
         let mut found = Vec::new();
-        for pattern in patterns
-            .iter()
-            .filter_map(|pattern| pattern.as_str().map(|text| (text, pattern.span())))
-        {
-            let (text, span) = pattern;
-            let line = span.map(|span| line_and_column(&self.text, span.start));
-            let mut fault = |message: String| {
-                let place = Place::File {
-                    path: self.path.clone(),
-                    line,
-                };
-                faults.push(Fault {
-                    place,
-                    key: "include".to_owned(),
-                    message,
-                    hint: None,
-                });
+        for (item, pattern) in patterns.iter().enumerate() {
+            // What isn't a text is told where kinds are checked.
+            let Some(text) = pattern.as_str() else {
+                continue;
             };
+            let mut fault = |message| faults.push(self.fault_of_include(item, message));
             let full = self
                 .path
                 .parent()
@@ -268,17 +263,41 @@ impl File {
         found
     }
 
-    fn offset(&self, path: &[String], at_value: bool) -> Option<usize> {
+    fn fault_of_include(&self, item: usize, message: String) -> Fault {
+        let key = "include".to_owned();
+        Fault {
+            place: self
+                .place(std::slice::from_ref(&key), At::Item(item))
+                .unwrap_or(Place::Nowhere),
+            key,
+            message,
+            hint: None,
+        }
+    }
+
+    /// Where a key stands in this file, if it does. Of a table, that's its name.
+    fn place(&self, path: &[String], at: At) -> Option<Place> {
         let (last, parents) = path.split_last()?;
         let mut table: &dyn TableLike = self.document.as_table();
         for parent in parents {
             table = table.get(parent)?.as_table_like()?;
         }
         let (key, item) = table.get_key_value(last)?;
-        let span = if at_value { item.span() } else { None };
-        span.or_else(|| key.span())
-            .or_else(|| item.span())
-            .map(|span| span.start)
+        let value = item.as_value();
+        let one_of_them = |number| item.as_array().and_then(|items| items.get(number));
+        let meant = match at {
+            At::Key => None,
+            At::Value => value,
+            At::Item(number) => one_of_them(number).or(value),
+        };
+        let span = meant
+            .and_then(toml_edit::Value::span)
+            .or_else(|| key.span())
+            .or_else(|| item.span());
+        Some(Place::File {
+            path: self.path.clone(),
+            line: span.map(|span| line_and_column(&self.text, span.start)),
+        })
     }
 }
 
@@ -288,35 +307,21 @@ fn refuse_twice_defined(files: &[File], faults: &mut Vec<Fault>) {
         let mut leaves = Vec::new();
         collect_leaves(file.document.as_table(), &mut Vec::new(), &mut leaves);
         for path in leaves {
-            let place = |file: &File| {
-                let line = file
-                    .offset(&path, false)
-                    .map(|offset| line_and_column(&file.text, offset));
-                Place::File {
-                    path: file.path.clone(),
-                    line,
-                }
+            let mut fault = |message: String| {
+                faults.push(Fault {
+                    place: file.place(&path, At::Key).unwrap_or(Place::Nowhere),
+                    key: dotted(&path),
+                    message,
+                    hint: None,
+                });
             };
-            if let Some(first) = files[..number]
-                .iter()
-                .find(|other| other.offset(&path, false).is_some())
-            {
-                let message = format!("defined a second time; the first is at {}", place(first));
-                faults.push(Fault {
-                    place: place(file),
-                    key: path.join("."),
-                    message,
-                    hint: None,
-                });
-            }
             if path.first().is_some_and(|key| key == "include") {
-                let message = "an included file can't include others".to_owned();
-                faults.push(Fault {
-                    place: place(file),
-                    key: "include".to_owned(),
-                    message,
-                    hint: None,
-                });
+                fault("an included file can't include others".to_owned());
+                continue;
+            }
+            let mut before = files[..number].iter();
+            if let Some(first) = before.find_map(|other| other.place(&path, At::Key)) {
+                fault(format!("defined a second time; the first is at {first}"));
             }
         }
     }
@@ -333,9 +338,10 @@ fn collect_leaves(table: &dyn TableLike, path: &mut Vec<String>, leaves: &mut Ve
     }
 }
 
-/// Counted from 1; columns in characters.
+/// Counted from 1; columns in characters. A byte order mark is none.
 fn line_and_column(text: &str, offset: usize) -> (usize, usize) {
     let before = text.get(..offset).unwrap_or(text);
+    let before = before.strip_prefix('\u{feff}').unwrap_or(before);
     let line_start = before.rfind('\n').map_or(0, |at| at + 1);
     (
         before.matches('\n').count() + 1,

@@ -11,19 +11,20 @@ use figment::value::Value;
 use crate::config::build::Builder;
 use crate::config::check::Checked;
 use crate::config::check::Typed;
-use crate::config::check::dotted;
 use crate::config::fault::Fault;
 use crate::config::fault::Faults;
 use crate::config::fault::Place;
+use crate::config::fault::dotted;
+use crate::config::fault::quoted;
 use crate::config::keys;
 use crate::config::keys::Fallback;
 use crate::config::keys::KEYS;
 use crate::config::keys::Key;
 use crate::config::keys::Kind;
+use crate::config::layers::At;
 use crate::config::layers::Layers;
 use crate::config::reader::Reader;
 use crate::config::value::Data;
-use crate::config::value::quoted;
 use crate::listener::socket::Address;
 
 /// Reads `path`, what it includes, the environment, and `flags` (`key`, `value`), and writes what they come to: tables in the order of
@@ -36,12 +37,12 @@ pub fn merged(path: &Path, flags: &[(String, String)]) -> Result<String, Faults>
     let layers = Layers::read(path, flags, &Reader::default(), &mut faults);
     let blind = Reader::blind();
     if !faults.is_empty() {
-        return Err(Faults(faults));
+        return Err(Faults::in_order(faults));
     }
     let checked = Checked::new(&layers, &blind, &mut faults);
     refuse_what_is_not_meant(&checked, &blind, &mut faults);
     if !faults.is_empty() {
-        return Err(Faults(faults));
+        return Err(Faults::in_order(faults));
     }
     let shown = Shown {
         layers: &layers,
@@ -145,7 +146,7 @@ impl Shown<'_> {
             };
         };
         let written = Typed::new(self.layers, key, value).ok()?;
-        let place = self.layers.place(&path, value, true);
+        let place = self.layers.place(&path, value, At::Value);
         let (text, masked) = text(key.kind, value, &written);
         let masked = if masked {
             ", masked: it may be a secret in the wrong place"

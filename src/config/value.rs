@@ -8,6 +8,7 @@ use std::time::Duration;
 use figment::value::Value;
 use toml_edit::ImDocument;
 use toml_edit::Item;
+use toml_edit::TomlError;
 
 use crate::config::environment;
 use crate::config::keys::Key;
@@ -31,14 +32,40 @@ pub(super) enum Data {
     Listen(Address),
 }
 
+/// Why a value can't be used.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Wrong {
+    pub(super) message: String,
+    /// Of a list, which item is to blame, counted from nothing.
+    pub(super) item: Option<usize>,
+}
+
+impl From<String> for Wrong {
+    fn from(message: String) -> Self {
+        Self {
+            message,
+            item: None,
+        }
+    }
+}
+
+impl Wrong {
+    fn at(item: usize, message: String) -> Self {
+        Self {
+            message,
+            item: Some(item),
+        }
+    }
+}
+
 fn describe(value: &Value) -> String {
     match value {
         Value::String(_, text) => format!("the text {text:?}"),
         Value::Char(_, character) => format!("the text \"{character}\""),
         Value::Bool(_, value) => format!("{value}"),
-        Value::Num(_, number) => number.to_i128().map_or_else(
-            || "a number".to_owned(),
-            |number| format!("the number {number}"),
+        Value::Num(_, number) => number.to_f64().map_or_else(
+            || format!("the number {}", number.to_i128().unwrap_or_default()),
+            |number| format!("the number {number:?}"),
         ),
         Value::Empty(..) | Value::Dict(..) | Value::Array(..) => kind_of(value).to_owned(),
     }
@@ -56,83 +83,78 @@ pub(super) fn kind_of(value: &Value) -> &'static str {
     }
 }
 
-/// A text in the spelling of a file.
-pub(super) fn quoted(text: &str) -> String {
-    let mut quoted = String::from("\"");
-    for character in text.chars() {
-        match character {
-            '"' | '\\' => quoted.extend(['\\', character]),
-            // Some may not be in a file, and some do things to terminals.
-            control if control.is_control() => {
-                quoted.push_str(&format!("\\u{:04X}", u32::from(control)));
-            }
-            other => quoted.push(other),
-        }
-    }
-    quoted.push('"');
-    quoted
-}
-
 /// What a default or an environment variable says, whose text is in the spelling of a file or plain.
-pub(super) fn from_toml(key: &Key, text: &str) -> Result<Data, String> {
+pub(super) fn from_toml(key: &Key, text: &str) -> Result<Data, Wrong> {
     let document =
-        ImDocument::parse(format!("value = {text}")).map_err(|error| error.message().to_owned())?;
+        ImDocument::parse(format!("value = {text}")).map_err(|error| not_toml(&error))?;
     match document.get("value") {
         Some(Item::Value(toml_edit::Value::Array(items))) => {
-            let texts = items
-                .iter()
-                .map(|item| item.as_str().map(str::to_owned))
-                .collect::<Option<Vec<_>>>();
-            list(key, texts.ok_or("a list of texts is wanted")?)
+            let text = |item: &toml_edit::Value| {
+                let text = item.as_str().map(str::to_owned);
+                text.ok_or_else(|| "a list of texts is wanted: write each in quotes".to_owned())
+            };
+            list(key, items.iter().map(text).collect::<Result<_, _>>()?)
         }
         Some(Item::Value(toml_edit::Value::String(text))) => from_text(key, text.value()),
         _ => from_text(key, text),
     }
 }
 
+/// What the parser says, in one line. It repeats no value.
+pub(super) fn not_toml(error: &TomlError) -> String {
+    format!("not TOML: {}", error.message().trim().replace('\n', ", "))
+}
+
 /// A plain text, as the environment and flags have it.
-pub(super) fn from_text(key: &Key, text: &str) -> Result<Data, String> {
-    match key.kind {
+pub(super) fn from_text(key: &Key, text: &str) -> Result<Data, Wrong> {
+    let data = match key.kind {
         Kind::Integer(min, max) => {
             let number = text
                 .trim()
                 .parse::<i64>()
                 .map_err(|_| format!("a whole number is wanted, but {text:?} was found"))?;
-            integer(number, min, max)
+            integer(number, min, max)?
         }
         Kind::Boolean => text
             .trim()
             .parse()
             .map(Data::Boolean)
-            .map_err(|_| format!("true or false is wanted, but {text:?} was found")),
+            .map_err(|_| format!("true or false is wanted, but {text:?} was found"))?,
         Kind::Addresses | Kind::Texts | Kind::Files if text.trim_start().starts_with('[') => {
-            from_toml(key, text)
+            from_toml(key, text)?
         }
         Kind::Addresses | Kind::Texts | Kind::Files => list(
             key,
             text.split(',').map(|item| item.trim().to_owned()).collect(),
-        ),
-        Kind::Duration(min, max) => duration(text, min, max),
-        Kind::Choice(words) => choice(text, words),
-        Kind::Address => address(text).map(Data::Address),
-        Kind::Listen => listen(text).map(Data::Listen),
-        Kind::Text | Kind::File | Kind::Roots => Ok(Data::Text(text.to_owned())),
-    }
+        )?,
+        Kind::Duration(min, max) => duration(text, min, max)?,
+        Kind::Choice(words) => choice(text, words)?,
+        Kind::Address => Data::Address(address(text)?),
+        Kind::Listen => Data::Listen(listen(text)?),
+        Kind::Text | Kind::File | Kind::Roots => Data::Text(text.to_owned()),
+    };
+    Ok(data)
 }
 
-pub(super) fn from_value(key: &Key, value: &Value) -> Result<Data, String> {
+pub(super) fn from_value(key: &Key, value: &Value) -> Result<Data, Wrong> {
     match (key.kind, value) {
         (Kind::Integer(min, max), Value::Num(_, number)) => {
             let number = number
                 .to_i128()
                 .and_then(|number| i64::try_from(number).ok())
-                .ok_or("a whole number is wanted, but another number was found")?;
-            integer(number, min, max)
+                .ok_or_else(|| {
+                    format!(
+                        "a whole number is wanted, but {} was found",
+                        describe(value)
+                    )
+                })?;
+            Ok(integer(number, min, max)?)
         }
         (Kind::Boolean, Value::Bool(_, value)) => Ok(Data::Boolean(*value)),
-        (Kind::Duration(..), Value::Num(..)) => {
-            Err("a duration is wanted, in quotes and with its unit, such as \"5s\"".to_owned())
-        }
+        (Kind::Duration(..), Value::Num(..)) => Err(Wrong::from(format!(
+            "a duration is wanted, in quotes and with its unit, such as \"5s\", but {} was found",
+            describe(value)
+        ))),
         (
             Kind::Duration(..)
             | Kind::Choice(_)
@@ -144,13 +166,23 @@ pub(super) fn from_value(key: &Key, value: &Value) -> Result<Data, String> {
             Value::String(_, text),
         ) => from_text(key, text),
         (Kind::Addresses | Kind::Texts | Kind::Files, Value::Array(_, items)) => {
-            let texts = items
-                .iter()
-                .map(|item| item.as_str().map(str::to_owned))
-                .collect::<Option<Vec<_>>>();
+            let text = |(number, item): (usize, &Value)| {
+                let message = || {
+                    format!(
+                        "a text in quotes is wanted, but {} was found",
+                        kind_of(item)
+                    )
+                };
+                let text = item.as_str().map(str::to_owned);
+                text.ok_or_else(|| Wrong::at(number, message()))
+            };
             list(
                 key,
-                texts.ok_or("a list of texts is wanted, but one of its items is something else: write each in quotes")?,
+                items
+                    .iter()
+                    .enumerate()
+                    .map(text)
+                    .collect::<Result<_, _>>()?,
             )
         }
         (kind, value) => {
@@ -166,22 +198,28 @@ pub(super) fn from_value(key: &Key, value: &Value) -> Result<Data, String> {
                 Kind::File | Kind::Files | Kind::Text => kind_of(value).to_owned(),
                 _ => describe(value),
             };
-            Err(format!("{wanted} is wanted, but {found} was found"))
+            Err(Wrong::from(format!(
+                "{wanted} is wanted, but {found} was found"
+            )))
         }
     }
 }
 
-fn list(key: &Key, texts: Vec<String>) -> Result<Data, String> {
+fn list(key: &Key, texts: Vec<String>) -> Result<Data, Wrong> {
     match key.kind {
-        Kind::Addresses => Ok(Data::Addresses(
-            texts
-                .iter()
-                .map(|text| address(text))
-                .collect::<Result<_, _>>()?,
-        )),
+        Kind::Addresses => Ok(Data::Addresses(each(&texts, address)?)),
         Kind::Texts | Kind::Files => Ok(Data::Texts(texts)),
-        _ => Err("one value is wanted, but a list was found".to_owned()),
+        _ => Err(Wrong::from(
+            "one value is wanted, but a list was found".to_owned(),
+        )),
     }
+}
+
+fn each<T>(texts: &[String], read: impl Fn(&str) -> Result<T, String>) -> Result<Vec<T>, Wrong> {
+    let items = texts.iter().enumerate();
+    items
+        .map(|(item, text)| read(text).map_err(|message| Wrong::at(item, message)))
+        .collect()
 }
 
 fn integer(number: i64, min: i64, max: i64) -> Result<Data, String> {
@@ -223,7 +261,7 @@ fn choice(text: &str, words: &[&str]) -> Result<Data, String> {
 fn address(text: &str) -> Result<SocketAddr, String> {
     text.parse().map_err(|_| {
         format!(
-            "an address with its port is wanted, such as \"127.0.0.1:8443\", but {text:?} was found"
+            "an IP address with its port is wanted, such as \"127.0.0.1:8443\", but {text:?} was found"
         )
     })
 }
@@ -232,7 +270,7 @@ fn address(text: &str) -> Result<SocketAddr, String> {
 fn listen(text: &str) -> Result<Address, String> {
     let Some(path) = text.strip_prefix(UNIX) else {
         return text.parse().map(Address::Tcp).map_err(|_| {
-            format!("an address with its port is wanted, such as \"127.0.0.1:8443\", or \"{UNIX}\" and a path, but {text:?} was found")
+            format!("an IP address with its port is wanted, such as \"127.0.0.1:8443\", or \"{UNIX}\" and a path, but {text:?} was found")
         });
     };
     if path.is_empty() || path.contains('\0') {
@@ -249,26 +287,23 @@ fn listen(text: &str) -> Result<Address, String> {
 }
 
 /// Makes paths of files absolute, or relative to where the process is.
-pub(super) fn resolve(kind: Kind, data: Data, folder: &Path) -> Result<Data, String> {
+pub(super) fn resolve(kind: Kind, data: Data, folder: &Path) -> Result<Data, Wrong> {
     match (kind, data) {
         (Kind::Roots, Data::Text(word)) if word == "system" || word == "bundled" => {
             Ok(Data::Text(word))
         }
         (Kind::File | Kind::Roots, Data::Text(text)) => Ok(Data::Text(file(&text, folder)?)),
-        (Kind::Files, Data::Texts(texts)) => Ok(Data::Texts(
-            texts
-                .iter()
-                .map(|text| file(text, folder))
-                .collect::<Result<_, _>>()?,
-        )),
+        (Kind::Files, Data::Texts(texts)) => {
+            Ok(Data::Texts(each(&texts, |text| file(text, folder))?))
+        }
         (Kind::Listen, Data::Listen(Address::Unix(path))) => {
             let path = folder.join(path);
             let length = path.as_os_str().as_bytes().len();
             if length > SOCKET_PATH_BYTES_MAX {
-                return Err(format!(
+                return Err(Wrong::from(format!(
                     "the path of a unix socket has at most {SOCKET_PATH_BYTES_MAX} bytes, but {} has {length}",
                     path.display()
-                ));
+                )));
             }
             Ok(Data::Listen(Address::Unix(path)))
         }
@@ -278,6 +313,15 @@ pub(super) fn resolve(kind: Kind, data: Data, folder: &Path) -> Result<Data, Str
 
 /// A file's path, relative to the one that names it; `$CREDENTIALS_DIRECTORY/` is where systemd puts credentials.
 fn file(text: &str, folder: &Path) -> Result<String, String> {
+    if text.is_empty() {
+        return Err("a file is wanted, but an empty text was found".to_owned());
+    }
+    // Not repeated: it may be the file's content, which may be a secret.
+    if text.contains(['\n', '\r']) {
+        return Err(
+            "the path of a file is wanted, but a text with line breaks was found".to_owned(),
+        );
+    }
     let path = match text.strip_prefix("$CREDENTIALS_DIRECTORY/") {
         Some(rest) => environment::credentials_directory()
             .ok_or(

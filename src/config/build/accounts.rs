@@ -8,6 +8,7 @@ use crate::account::AppId;
 use crate::config::build::Builder;
 use crate::config::build::closest;
 use crate::config::files;
+use crate::config::layers::At;
 use crate::name::AccountName;
 use crate::name::UpstreamName;
 
@@ -25,11 +26,8 @@ impl Builder<'_> {
                 let known = checked.names("upstreams");
                 if !known.contains(&upstream) {
                     let message = format!("there is no [upstreams.{upstream}]");
-                    self.faults.push(checked.fault(
-                        &key("upstream"),
-                        message,
-                        closest(upstream, &known),
-                    ));
+                    let hint = closest(upstream, &known);
+                    self.report(&key("upstream"), At::Value, message, hint);
                     return None;
                 }
                 UpstreamName::new(upstream).ok()
@@ -42,7 +40,8 @@ impl Builder<'_> {
                 .text(&key("app_key_file"))
                 .map(|path| files::app_key(self.reader, Path::new(path)).map(Arc::new));
             if let (Some(name), Some(Err(fault))) = (&name, &app_key) {
-                let fault = checked.fault(&key("app_key_file"), fault.to_string(), None);
+                let path = key("app_key_file");
+                let fault = checked.fault(&path, At::Value, fault.to_string(), None);
                 self.bad_keys.push((name.clone(), fault));
             }
             let (Some(name), Some(upstream), Some(app_id), Some(app_key)) =

@@ -9,6 +9,7 @@ use crate::account::AppId;
 use crate::config::build::Builder;
 use crate::config::build::closest;
 use crate::config::build::nearest;
+use crate::config::layers::At;
 use crate::identity::Identity;
 use crate::name::AccountName;
 use crate::name::CallerName;
@@ -35,23 +36,21 @@ impl Builder<'_> {
             ) else {
                 continue;
             };
-            for text in checked.texts(&["callers", written, "identities"]) {
-                let path = ["callers", written, "identities"];
+            let path = ["callers", written, "identities"];
+            for (item, text) in checked.texts(&path).iter().enumerate() {
                 let identity = Identity::parse(text).map_err(|error| format!("{text:?}: {error}"));
-                let Some(identity) = self.keep(&path, identity) else {
+                let Some(identity) = self.keep_at(&path, At::Item(item), identity) else {
                     continue;
                 };
                 if let Some(known_by) = known_by.filter(|known_by| !known_by.fits(&identity)) {
                     let (here, example) = known_by.words();
                     let message = format!("{text:?} can't be anybody's: {here}");
                     let hint = Some(format!("for example: {example}"));
-                    nobodys.push(checked.fault(&path, message, hint));
+                    nobodys.push(checked.fault(&path, At::Item(item), message, hint));
                 }
                 if let Some(other) = identities.insert(identity, name.clone()) {
-                    self.fault(
-                        &path,
-                        format!("{text:?} is also an identity of the caller {other}"),
-                    );
+                    let message = format!("{text:?} is also an identity of the caller {other}");
+                    self.report(&path, At::Item(item), message, None);
                 }
             }
             if let Some(rules) = self.rules(written, name, accounts, catalogue) {
@@ -90,22 +89,21 @@ impl Builder<'_> {
                 .collect::<Vec<_>>()
         };
         let (account_patterns, operations) = (patterns("accounts"), patterns("operations"));
-        for (pattern, text) in account_patterns.iter().zip(checked.texts(&key("accounts"))) {
+        let texts = checked.texts(&key("accounts"));
+        for (item, (pattern, text)) in account_patterns.iter().zip(texts).enumerate() {
             // An account whose table has faults is among those already.
             if !checked
                 .names("accounts")
                 .iter()
                 .any(|name| pattern.matches(name))
             {
+                let message = format!("{text:?} matches no account");
                 let hint = closest(text, &checked.names("accounts"));
-                self.faults.push(checked.fault(
-                    &key("accounts"),
-                    format!("{text:?} matches no account"),
-                    hint,
-                ));
+                self.report(&key("accounts"), At::Item(item), message, hint);
             }
         }
-        for (pattern, text) in operations.iter().zip(checked.texts(&key("operations"))) {
+        let texts = checked.texts(&key("operations"));
+        for (item, (pattern, text)) in operations.iter().zip(texts).enumerate() {
             let path = key("operations");
             let mut matching = catalogue
                 .iter()
@@ -116,13 +114,12 @@ impl Builder<'_> {
                     || "an operation outside the catalogue needs its own [operations.\"module/method\"]".to_owned(),
                     |near| format!("did you mean {:?}?", near.as_str()),
                 );
-                self.fault_with_hint(&path, format!("{text:?} matches no operation"), near);
+                let message = format!("{text:?} matches no operation");
+                self.report(&path, At::Item(item), message, Some(near));
             } else if !pattern.is_exact() && matching.all(|operation| operation.explicit) {
-                self.fault_with_hint(
-                    &path,
-                    format!("{text:?} grants nothing"),
-                    "what it matches is granted by its exact name alone",
-                );
+                let message = format!("{text:?} grants nothing");
+                let hint = "what it matches is granted by its exact name alone".to_owned();
+                self.report(&path, At::Item(item), message, Some(hint));
             }
         }
         let mine: Vec<_> = accounts

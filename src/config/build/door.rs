@@ -9,6 +9,7 @@ use crate::config::build::Builder;
 use crate::config::build::trust::Trust;
 use crate::config::fault::Fault;
 use crate::config::files;
+use crate::config::layers::At;
 use crate::identity::Identity;
 use crate::listener;
 use crate::listener::socket::Address;
@@ -190,24 +191,23 @@ impl Builder<'_> {
         let client_roots =
             client_roots.and_then(|roots| self.keep(&["listener", "client_ca"], roots));
         let mut client_crls = Vec::new();
-        for path in checked.texts(&["listener", "client_crl"]) {
+        let key_of_crls = ["listener", "client_crl"];
+        for (item, path) in checked.texts(&key_of_crls).iter().enumerate() {
             let lists = files::revocation_lists(reader, Path::new(path));
-            client_crls.extend(
-                self.keep(&["listener", "client_crl"], lists)
-                    .unwrap_or_default(),
-            );
+            let lists = self.keep_at(&key_of_crls, At::Item(item), lists);
+            client_crls.extend(lists.unwrap_or_default());
         }
-        if checked.is_empty_list(&["listener", "client_crl"]) {
+        if checked.is_empty_list(&key_of_crls) {
             self.fault(
-                &["listener", "client_crl"],
+                &key_of_crls,
                 "the list is empty: leave the key out to go without revocation",
             );
         }
         if key.as_ref().is_some_and(|key| key.open_to_others) {
             let message =
                 "the file is open to others: chmod 0400, or 0440 with the process's group";
-            self.notices
-                .push(checked.fault(&["listener", "private_key"], message, None));
+            let notice = checked.fault(&["listener", "private_key"], At::Value, message, None);
+            self.notices.push(notice);
         }
         let refuse_expired_crl = checked.text(&["listener", "crl_expired"]) != Some("warn");
         let (chain, authorities) = (chain?, authorities?);
@@ -219,7 +219,7 @@ impl Builder<'_> {
             now: self.now,
         };
         for (key, remark) in trust.remarks() {
-            let notice = checked.fault(&["listener", key], remark, None);
+            let notice = checked.fault(&["listener", key], At::Value, remark, None);
             self.notices.push(notice);
         }
         let endings = trust.endings();

@@ -17,6 +17,7 @@ use crate::config::changes::Written;
 use crate::config::check::Checked;
 use crate::config::environment;
 use crate::config::fault::Fault;
+use crate::config::layers::At;
 use crate::config::reader::Reader;
 use crate::listener::socket::Address;
 use crate::name::AccountName;
@@ -85,7 +86,7 @@ impl Builder<'_> {
     }
 
     fn fault(&mut self, path: &[&str], message: impl Into<String>) {
-        self.faults.push(self.checked.fault(path, message, None));
+        self.report(path, At::Value, message, None);
     }
 
     fn fault_with_hint(
@@ -94,13 +95,22 @@ impl Builder<'_> {
         message: impl Into<String>,
         hint: impl Into<String>,
     ) {
-        self.faults
-            .push(self.checked.fault(path, message, Some(hint.into())));
+        self.report(path, At::Value, message, Some(hint.into()));
+    }
+
+    fn report(&mut self, path: &[&str], at: At, message: impl Into<String>, hint: Option<String>) {
+        let fault = self.checked.fault(path, at, message, hint);
+        self.faults.push(fault);
     }
 
     /// Keeps what was read, or reports why it couldn't be.
     fn keep<T>(&mut self, path: &[&str], read: Result<T, String>) -> Option<T> {
-        read.map_err(|message| self.fault(path, message)).ok()
+        self.keep_at(path, At::Value, read)
+    }
+
+    fn keep_at<T>(&mut self, path: &[&str], at: At, read: Result<T, String>) -> Option<T> {
+        read.map_err(|message| self.report(path, at, message, None))
+            .ok()
     }
 
     fn log(&self) -> log::Settings {

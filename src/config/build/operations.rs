@@ -4,6 +4,7 @@ use crate::answers::Answer;
 use crate::answers::AnswerClass;
 use crate::config::build::Builder;
 use crate::config::build::nearest;
+use crate::config::layers::At;
 use crate::operation::Class;
 use crate::operation::OperationName;
 use crate::operation::Repeat;
@@ -86,12 +87,10 @@ impl Builder<'_> {
             if checked.is_empty_list(&key("match")) {
                 self.fault(&key("match"), "the list is empty: no answer would fit");
             }
-            for text in checked.texts(&key("match")) {
+            for (item, text) in checked.texts(&key("match")).iter().enumerate() {
                 if text.trim().is_empty() {
-                    self.fault(
-                        &key("match"),
-                        "a blank text says nothing: it may be part of any message",
-                    );
+                    let message = "a blank text says nothing: it may be part of any message";
+                    self.report(&key("match"), At::Item(item), message, None);
                 }
                 let code = text.parse().ok();
                 let message = code.is_none().then(|| text.clone());
@@ -108,10 +107,8 @@ impl Builder<'_> {
                     .iter()
                     .any(|other| same(&other) && other.class != class)
                 {
-                    self.fault(
-                        &key("match"),
-                        format!("{text:?} has another class in another [answers.*]"),
-                    );
+                    let message = format!("{text:?} has another class in another [answers.*]");
+                    self.report(&key("match"), At::Item(item), message, None);
                 }
                 answers.push(answer);
             }

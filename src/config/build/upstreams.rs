@@ -8,6 +8,7 @@ use rustls::RootCertStore;
 
 use crate::config::build::Builder;
 use crate::config::files;
+use crate::config::layers::At;
 use crate::config::reader::SYSTEM_ROOTS;
 use crate::name::UpstreamName;
 use crate::proxy::route;
@@ -36,16 +37,15 @@ impl Builder<'_> {
             let (Some(name), Some(base_url), Some(roots)) = (parsed, base_url, roots) else {
                 continue;
             };
-            let elsewhere = checked
-                .addresses(&key("resolve"))
-                .iter()
-                .any(|address| !address.ip().is_loopback());
-            if !base_url.is_tls() && elsewhere {
-                self.fault_with_hint(
-                    &key("resolve"),
-                    "with http:// only this machine's own addresses are allowed",
-                    "use https://",
-                );
+            for (item, address) in checked.addresses(&key("resolve")).iter().enumerate() {
+                if !base_url.is_tls() && !address.ip().is_loopback() {
+                    self.report(
+                        &key("resolve"),
+                        At::Item(item),
+                        "with http:// only this machine's own addresses are allowed",
+                        Some("use https://".to_owned()),
+                    );
+                }
             }
             let utc_offset = checked.text(&key("utc_offset")).map(utc_offset);
             let utc_offset = utc_offset.and_then(|offset| self.keep(&key("utc_offset"), offset));
