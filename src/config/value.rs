@@ -58,8 +58,27 @@ impl Wrong {
     }
 }
 
+/// A text that was found, unless it looks as keys do: it may be one in the wrong place.
+fn shown(text: &str) -> String {
+    if is_like_a_key(text) {
+        format!("a text of {} letters and digits", text.len())
+    } else {
+        format!("{text:?}")
+    }
+}
+
+fn is_like_a_key(text: &str) -> bool {
+    text.len() >= KEY_LENGTH_MIN
+        && text.bytes().all(|byte| byte.is_ascii_alphanumeric())
+        && text.bytes().any(|byte| byte.is_ascii_digit())
+}
+
+/// The vendor's keys have some 19 digits.
+const KEY_LENGTH_MIN: usize = 12;
+
 fn describe(value: &Value) -> String {
     match value {
+        Value::String(_, text) if is_like_a_key(text) => shown(text),
         Value::String(_, text) => format!("the text {text:?}"),
         Value::Char(_, character) => format!("the text \"{character}\""),
         Value::Bool(_, value) => format!("{value}"),
@@ -112,14 +131,14 @@ pub(super) fn from_text(key: &Key, text: &str) -> Result<Data, Wrong> {
             let number = text
                 .trim()
                 .parse::<i64>()
-                .map_err(|_| format!("a whole number is wanted, but {text:?} was found"))?;
+                .map_err(|_| format!("a whole number is wanted, but {} was found", shown(text)))?;
             integer(number, min, max)?
         }
         Kind::Boolean => text
             .trim()
             .parse()
             .map(Data::Boolean)
-            .map_err(|_| format!("true or false is wanted, but {text:?} was found"))?,
+            .map_err(|_| format!("true or false is wanted, but {} was found", shown(text)))?,
         Kind::Addresses | Kind::Texts | Kind::Files if text.trim_start().starts_with('[') => {
             from_toml(key, text)?
         }
@@ -232,7 +251,10 @@ fn integer(number: i64, min: i64, max: i64) -> Result<Data, String> {
 
 fn duration(text: &str, min: Duration, max: Duration) -> Result<Data, String> {
     let duration = humantime::parse_duration(text).map_err(|_| {
-        format!("a duration such as \"5s\", \"500ms\" or \"10m\" is wanted, but {text:?} was found")
+        format!(
+            "a duration such as \"5s\", \"500ms\" or \"10m\" is wanted, but {} was found",
+            shown(text)
+        )
     })?;
     let name = humantime::format_duration;
     if (min..=max).contains(&duration) {
@@ -255,7 +277,10 @@ fn choice(text: &str, words: &[&str]) -> Result<Data, String> {
         .map(|word| format!("{word:?}"))
         .collect::<Vec<_>>()
         .join(", ");
-    Err(format!("one of {words} is wanted, but {text:?} was found"))
+    Err(format!(
+        "one of {words} is wanted, but {} was found",
+        shown(text)
+    ))
 }
 
 fn address(text: &str) -> Result<SocketAddr, String> {
@@ -270,7 +295,7 @@ fn address(text: &str) -> Result<SocketAddr, String> {
 fn listen(text: &str) -> Result<Address, String> {
     let Some(path) = text.strip_prefix(UNIX) else {
         return text.parse().map(Address::Tcp).map_err(|_| {
-            format!("an IP address with its port is wanted, such as \"127.0.0.1:8443\", or \"{UNIX}\" and a path, but {text:?} was found")
+            format!("an IP address with its port is wanted, such as \"127.0.0.1:8443\", or \"{UNIX}\" and a path, but {} was found", shown(text))
         });
     };
     if path.is_empty() || path.contains('\0') {

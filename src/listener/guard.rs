@@ -23,6 +23,7 @@ use hyper::body::SizeHint;
 use tokio::io::AsyncRead;
 use tokio::io::AsyncWrite;
 use tokio::io::ReadBuf;
+use tokio::sync::Notify;
 use tokio::time::Instant;
 use tokio::time::Sleep;
 use tokio::time::sleep_until;
@@ -43,7 +44,14 @@ pub struct Limits {
 
 /// What the connection is doing, shared by the stream and the service.
 #[derive(Clone, Debug)]
-pub struct Activity(Arc<Mutex<State>>);
+pub struct Activity(Arc<Shared>);
+
+#[derive(Debug)]
+struct Shared {
+    state: Mutex<State>,
+    /// Rings at the first request.
+    begun: Notify,
+}
 
 #[derive(Debug)]
 struct State {
@@ -59,13 +67,23 @@ impl Activity {
     /// Idle from `now` on.
     #[must_use]
     pub fn new(now: Instant) -> Self {
-        Self(Arc::new(Mutex::new(State {
+        let state = Mutex::new(State {
             requests: 0,
             idle_since: now,
             head_since: None,
             answers: Vec::new(),
             next: 0,
-        })))
+        });
+        let begun = Notify::new();
+        Self(Arc::new(Shared { state, begun }))
+    }
+
+    /// Waits for the connection's first request.
+    pub async fn begun(&self) {
+        let begun = self.0.begun.notified();
+        if self.state().next == 0 {
+            begun.await;
+        }
     }
 
     /// A head is whole; its request lasts until the value is dropped, which is when its answer has been handed on.
@@ -75,6 +93,9 @@ impl Activity {
         state.requests += 1;
         state.head_since = None;
         state.next += 1;
+        if state.next == 1 {
+            self.0.begun.notify_waiters();
+        }
         Request {
             number: state.next,
             activity: self.clone(),
@@ -110,7 +131,7 @@ impl Activity {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -75,6 +75,11 @@ pub struct Settings {
     /// How long what is under way may take once a connection was asked to end: a body, its call and its answer. A caller that doesn't
     /// want to hear it is cut off then.
     pub leaving_timeout: Duration,
+    /// When the process is ending, a connection that has had no request yet is kept for so long: its caller may be about to send its
+    /// first one.
+    pub first_linger: Duration,
+    /// And one that is idle for so long: its caller may be just sending.
+    pub linger: Duration,
 }
 
 /// HTTP/2 requests at a time on one connection.
@@ -92,10 +97,6 @@ const LOCAL_RESETS_MAX: usize = 64;
 /// How often a silent HTTP/2 caller is asked whether it's there, and how long it may take to say so.
 const PING_INTERVAL: Duration = Duration::from_secs(30);
 const PING_TIMEOUT: Duration = Duration::from_secs(10);
-
-/// An idle HTTP/1 connection is kept for so long once no more are taken: what its caller is just sending, or what a connection that was
-/// taken last has yet to send, is answered.
-const LINGER: Duration = Duration::from_millis(500);
 
 /// Connections that are looked at in a row after a reload. A certificate takes about a tenth of a millisecond.
 const REVIEW_BATCH: usize = 16;
@@ -394,6 +395,7 @@ impl Listener {
         // A reload during the handshake may not have seen it: it's verified now, or it ends at once.
         let _ = standing.verify(&self.gate.load(), &self.clock);
         let activity = Activity::new(self.clock.now());
+        let begun = activity.clone();
         let settings = &gate.settings;
         let head = (!is_http2).then_some(settings.header_timeout);
         let limits = Limits {
@@ -432,6 +434,10 @@ impl Listener {
             ends.saturating_sub(self.clock.since_epoch())
         });
         let age_ends = self.clock.now() + self.age(settings).min(left);
+        let first = async {
+            // Who isn't there yet can't be told anything; a client of HTTP/2 that's told to go away before it has asked may not ask.
+            let _ = timeout(settings.first_linger, begun.begun()).await;
+        };
         let outlived = async {
             tokio::select! {
                 () = sleep_until(age_ends) => {}
@@ -452,7 +458,7 @@ impl Listener {
             let leave = async {
                 tokio::select! {
                     () = outlived => {}
-                    () = stop.draining.cancelled() => {}
+                    () = async { stop.draining.cancelled().await; first.await } => {}
                 }
             };
             self.drive(connection, &standing, leave, settings, &stop)
@@ -469,7 +475,7 @@ impl Listener {
             let leave = async {
                 tokio::select! {
                     () = outlived => {}
-                    () = async { stop.closing.cancelled().await; sleep(LINGER).await } => {}
+                    () = async { stop.closing.cancelled().await; first.await; sleep(settings.linger).await } => {}
                 }
             };
             self.drive(connection, &standing, leave, settings, &stop)

@@ -108,7 +108,8 @@ pub fn holder(certificate: &CertificateDer<'_>) -> Holder {
         return holder;
     };
     let ends = u64::try_from(certificate.validity().not_after.timestamp()).unwrap_or_default();
-    holder.ends = Duration::from_secs(ends);
+    // That last second is within (RFC 5280, section 4.1.2.5).
+    holder.ends = Duration::from_secs(ends.saturating_add(1));
     let Ok(Some(extension)) = certificate.subject_alternative_name() else {
         return holder;
     };

@@ -60,6 +60,9 @@ const TLS_FILES: [&str; 3] = ["certificate", "private_key", "client_ca"];
 /// Who may connect to a unix socket unless something else is written: its user and its group.
 const SOCKET_MODE: u32 = 0o660;
 
+/// How long a request may be on its way to a connection that is idle here.
+const LINGER: Duration = Duration::from_millis(500);
+
 impl Builder<'_> {
     pub(super) fn door(&mut self) -> Option<Door> {
         let checked = self.checked;
@@ -102,6 +105,7 @@ impl Builder<'_> {
             _ => {}
         }
         let socket_mode = self.socket_mode(address);
+        let drain_timeout = checked.duration(&["runtime", "drain_timeout"]);
         let settings = listener::Settings {
             handshake_timeout: checked.duration(&["listener", "handshake_timeout"]),
             header_timeout: checked.duration(&["listener", "header_timeout"]),
@@ -110,6 +114,10 @@ impl Builder<'_> {
             connections_max: checked.integer(&["listener", "connections_max"]),
             connection_age_max: checked.duration(&["listener", "connection_age_max"]),
             leaving_timeout: self.leaving_timeout(),
+            first_linger: checked
+                .duration(&["listener", "handshake_timeout"])
+                .min(drain_timeout / 4),
+            linger: LINGER.min(drain_timeout / 4),
         };
         let (terms, endings) = match tls {
             Some(Some((terms, endings))) => (Some(Some(terms)), endings),
