@@ -26,6 +26,7 @@ use tokio::io::ReadBuf;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 use tokio::time::Sleep;
+use tokio::time::sleep;
 use tokio::time::sleep_until;
 
 use crate::clock::Clock;
@@ -100,6 +101,21 @@ impl Activity {
             number: state.next,
             activity: self.clone(),
             clock: clock.clone(),
+        }
+    }
+
+    /// Waits until there has been no request for so long.
+    pub async fn idle_for(&self, time: Duration) {
+        loop {
+            let quiet = {
+                let state = self.state();
+                (state.requests == 0).then_some(state.idle_since)
+            };
+            match quiet {
+                Some(since) if since.elapsed() >= time => return,
+                Some(since) => sleep_until(since + time).await,
+                None => sleep(time).await,
+            }
         }
     }
 

@@ -7,6 +7,7 @@ pub mod standing;
 pub mod tls;
 
 use std::convert::Infallible;
+use std::future::pending;
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
@@ -37,6 +38,7 @@ use tokio::task::yield_now;
 use tokio::time::sleep;
 use tokio::time::sleep_until;
 use tokio::time::timeout;
+use tokio::time::timeout_at;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 use tokio_util::task::TaskTracker;
@@ -75,10 +77,10 @@ pub struct Settings {
     /// How long what is under way may take once a connection was asked to end: a body, its call and its answer. A caller that doesn't
     /// want to hear it is cut off then.
     pub leaving_timeout: Duration,
-    /// When the process is ending, a connection that has had no request yet is kept for so long: its caller may be about to send its
-    /// first one.
+    /// When the process is ending, a connection is kept for so long from its beginning on if it has had no request yet: its caller may be
+    /// about to send its first one.
     pub first_linger: Duration,
-    /// And one that is idle for so long: its caller may be just sending.
+    /// And one that is idle for so long from then on: its caller may be just sending.
     pub linger: Duration,
 }
 
@@ -434,9 +436,10 @@ impl Listener {
             ends.saturating_sub(self.clock.since_epoch())
         });
         let age_ends = self.clock.now() + self.age(settings).min(left);
+        let opened = self.clock.now();
         let first = async {
-            // Who isn't there yet can't be told anything; a client of HTTP/2 that's told to go away before it has asked may not ask.
-            let _ = timeout(settings.first_linger, begun.begun()).await;
+            // A client of HTTP/2 that's told to go away before it has asked may not ask at all.
+            let _ = timeout_at(opened + settings.first_linger, begun.begun()).await;
         };
         let outlived = async {
             tokio::select! {
@@ -461,7 +464,12 @@ impl Listener {
                     () = async { stop.draining.cancelled().await; first.await } => {}
                 }
             };
-            self.drive(connection, &standing, leave, settings, &stop)
+            let silent = async {
+                stop.closing.cancelled().await;
+                sleep(settings.first_linger).await;
+                begun.idle_for(settings.first_linger).await;
+            };
+            self.drive(connection, &standing, leave, silent, settings, &stop)
                 .await;
         } else {
             let connection = http1::Builder::new()
@@ -478,7 +486,7 @@ impl Listener {
                     () = async { stop.closing.cancelled().await; first.await; sleep(settings.linger).await } => {}
                 }
             };
-            self.drive(connection, &standing, leave, settings, &stop)
+            self.drive(connection, &standing, leave, pending(), settings, &stop)
                 .await;
         }
     }
@@ -493,12 +501,13 @@ impl Listener {
         full - full / 10 + jitter
     }
 
-    /// Serves a connection until it ends by itself, or asks it to end at `leave`; then to its end, or the cut.
+    /// Serves a connection until it ends by itself, or asks it to end at `leave`; then to its end, the cut, or until its caller is `silent`.
     async fn drive(
         &self,
         connection: impl GracefulConnection<Error = hyper::Error>,
         standing: &Standing,
         leave: impl Future<Output = ()>,
+        silent: impl Future<Output = ()>,
         settings: &Settings,
         stop: &Stop,
     ) {
@@ -516,6 +525,7 @@ impl Listener {
             ended = connection => self.ended(address, ended),
             // HTTP/2 goes on taking requests until the caller answers a ping, which it may never do.
             () = sleep(settings.leaving_timeout) => {}
+            () = silent => {}
             () = stop.cut.cancelled() => {}
         }
     }

@@ -60,6 +60,9 @@ const TLS_FILES: [&str; 3] = ["certificate", "private_key", "client_ca"];
 /// Who may connect to a unix socket unless something else is written: its user and its group.
 const SOCKET_MODE: u32 = 0o660;
 
+/// How long a new connection's first request may be on its way, and an answer to the question whether an HTTP/2 caller is there.
+const FIRST_LINGER: Duration = Duration::from_secs(1);
+
 /// How long a request may be on its way to a connection that is idle here.
 const LINGER: Duration = Duration::from_millis(500);
 
@@ -114,9 +117,7 @@ impl Builder<'_> {
             connections_max: checked.integer(&["listener", "connections_max"]),
             connection_age_max: checked.duration(&["listener", "connection_age_max"]),
             leaving_timeout: self.leaving_timeout(),
-            first_linger: checked
-                .duration(&["listener", "handshake_timeout"])
-                .min(drain_timeout / 4),
+            first_linger: FIRST_LINGER.min(drain_timeout / 4),
             linger: LINGER.min(drain_timeout / 4),
         };
         let (terms, endings) = match tls {
