@@ -730,32 +730,6 @@ fn the_shipped_files_are_good_but_for_what_they_name() {
     );
 }
 
-#[tokio::test]
-async fn a_second_process_on_the_port_is_refused_unless_configured() {
-    let pki = Pki::new();
-    let gateway = Setup::new(&pki, None).start().await;
-    let second = |reuse: bool| {
-        let setup = Setup::new(&pki, None);
-        let path = setup.write();
-        let flags = [
-            format!("listener.address={}", gateway.address),
-            format!("listener.reuse_port={reuse}"),
-        ];
-        tools::run(
-            tools::binary()
-                .args(["serve", "--set", &flags[0], "--set", &flags[1], "--config"])
-                .arg(path),
-        )
-    };
-    let output = second(false);
-    assert_eq!(output.status.code(), Some(1));
-    let said = tools::stderr(&output);
-    assert!(
-        said.contains("is another gateway running?") && said.contains("listener.address"),
-        "{said}"
-    );
-}
-
 #[test]
 fn more_connections_than_descriptors_are_a_fault() {
     let (setup, _) = good();

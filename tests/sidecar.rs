@@ -3,12 +3,12 @@
 
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::os::unix::net::UnixListener;
-use std::process::{Command, Output, Stdio};
+use std::process::Command;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 
-use crate::support::gateway::{APP_KEY, Door};
+use crate::support::gateway::{APP_KEY, Door, Launch};
 use crate::support::{Answer, Client, Gateway, Pki, Setup, Upstream, tools};
 
 const READ: &str = "customerOpenApi/queryByUid";
@@ -31,13 +31,6 @@ fn setup(pki: &Pki, upstream: &Upstream, door: Door, identity: &str) -> Setup {
 /// On a unix socket, where the tests' own user is the caller.
 fn unix(pki: &Pki, upstream: &Upstream) -> Setup {
     setup(pki, upstream, Door::Unix, &format!("uid:{}", uid()))
-}
-
-/// Its folder has the configuration already; runs `serve` to its end.
-fn serve(setup: &Setup, flags: &[&str]) -> Output {
-    let mut command = tools::binary();
-    command.arg("serve").args(flags).arg("--config");
-    tools::run(command.arg(setup.path("gateway.toml")))
 }
 
 fn message(answer: &Answer) -> String {
@@ -169,8 +162,7 @@ async fn identities_that_cannot_come_are_told_and_a_gateway_for_nobody_does_not_
         (Door::Tls, "loopback", "certificates"),
     ] {
         let nobody = setup(&pki, &upstream, door, identity);
-        nobody.write();
-        let output = serve(&nobody, &[]);
+        let output = Launch::default().refused(&nobody, &[]);
         assert_eq!(output.status.code(), Some(78), "{door:?} {identity}");
         let said = tools::stderr(&output);
         let expected = format!("callers.orders.identities: {identity:?} can't be anybody's");
@@ -287,7 +279,7 @@ async fn a_socket_that_a_killed_gateway_left_is_taken_over_and_one_that_lives_is
     let gateway = setup.start().await;
     assert_eq!(gateway.plain_client().call(READ, "{}").await.status, 200);
 
-    let second = serve(&gateway.setup, &[]);
+    let second = Launch::default().refused(&gateway.setup, &[]);
     assert_eq!(second.status.code(), Some(1));
     let said = tools::stderr(&second);
     assert!(
@@ -302,10 +294,9 @@ async fn a_file_that_is_no_socket_is_never_removed() {
     let pki = Pki::new();
     let upstream = Upstream::start(&pki).await;
     let setup = unix(&pki, &upstream);
-    setup.write();
     let path = setup.path("gateway.sock");
     std::fs::write(&path, "precious").unwrap();
-    let output = serve(&setup, &[]);
+    let output = Launch::default().refused(&setup, &[]);
     assert_eq!(output.status.code(), Some(78));
     let said = tools::stderr(&output);
     assert!(said.contains("isn't a socket: it's left alone"), "{said}");
@@ -338,7 +329,7 @@ async fn the_file_has_the_mode_that_is_written() {
     ] {
         let mut setup = unix(&pki, &upstream);
         setup.listener.push_str(line);
-        let gateway = Gateway::start_by(umask, Stdio::null(), setup, &[]).await;
+        let gateway = Gateway::start_by(Launch::after(umask), setup, &[]).await;
         let found = std::fs::metadata(gateway.setup.path("gateway.sock")).unwrap();
         assert!(found.file_type().is_socket());
         let found = found.permissions().mode() & 0o7777;

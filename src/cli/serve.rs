@@ -21,9 +21,12 @@ use crate::config::reader::Reader;
 use crate::observe::log;
 use crate::server::Server;
 use crate::server::reload::Source;
+use crate::server::socket::Passed;
 use crate::stop::Stop;
 
 pub(super) fn run(configured: &Configured) -> anyhow::Result<ExitCode> {
+    // First of all: there's no other thread yet.
+    let passed = Passed::take();
     let reader = Arc::new(Reader::default());
     let (path, set) = (configured.config.clone(), configured.set.clone());
     let clock = Clock::system();
@@ -50,7 +53,9 @@ pub(super) fn run(configured: &Configured) -> anyhow::Result<ExitCode> {
         asked: Arc::clone(&asked),
         log,
     };
-    let server = match Server::bind(config, Some(source), clock, stop.clone()) {
+    let bound =
+        passed.and_then(|passed| Server::bind(config, Some(source), clock, stop.clone(), passed));
+    let server = match bound {
         Ok(server) => server,
         Err(error) => {
             say_error(&error.to_string());
@@ -63,11 +68,12 @@ pub(super) fn run(configured: &Configured) -> anyhow::Result<ExitCode> {
     };
     let address = server.address().context("the listener's address")?;
     let admin = server.admin_address().context("the admin's address")?;
+    let passed = server.is_passed().then_some(true);
     let beside = async move {
         match watch() {
             Ok((signals, hang_up)) => {
                 // Whoever reads this may send signals: it's said once they're watched.
-                tracing::info!(version = env!("CARGO_PKG_VERSION"), %address, %admin, "listening");
+                tracing::info!(version = env!("CARGO_PKG_VERSION"), %address, %admin, passed, "listening");
                 tokio::spawn(hang_ups(hang_up, asked));
                 ends(signals, stop).await;
             }

@@ -204,12 +204,14 @@ impl Listener {
         }
     }
 
-    /// Takes connections until `stop` is closing, and then those that the kernel holds for us already. Each runs in a task of `tasks`; `serve` answers its requests.
+    /// Takes connections until `stop` is closing, and then those that the kernel holds for us already, unless the socket is `shared`: then
+    /// they're for the next process on it. Each runs in a task of `tasks`; `serve` answers its requests.
     ///
     /// Who waits for `tasks` afterwards waits for the answers under way.
     pub async fn run<F, A>(
         self: Arc<Self>,
         socket: Socket,
+        shared: bool,
         stop: Stop,
         tasks: TaskTracker,
         serve: F,
@@ -243,6 +245,9 @@ impl Listener {
                     sleep(ACCEPT_PAUSE).await;
                 }
             }
+        }
+        if shared {
+            return;
         }
         // What the kernel has taken for us by now would be reset with the socket: it's taken too.
         let Ok(socket) = socket.into_bound() else {

@@ -7,6 +7,7 @@ use std::os::unix::net;
 use std::path::Path;
 use std::path::PathBuf;
 
+use socket2::SockRef;
 use tokio::net::TcpListener;
 use tokio::net::TcpStream;
 use tokio::net::UnixListener;
@@ -97,6 +98,28 @@ impl Bound {
                 Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
                 accepted => return accepted,
             }
+        }
+    }
+
+    /// It listens: connections can come.
+    ///
+    /// # Errors
+    /// When the kernel doesn't say.
+    pub fn is_listening(&self) -> io::Result<bool> {
+        match self {
+            Self::Tcp(socket) => SockRef::from(socket).is_listener(),
+            Self::Unix(socket) => SockRef::from(socket).is_listener(),
+        }
+    }
+
+    /// Nobody waits in the kernel for the next connection.
+    ///
+    /// # Errors
+    /// When the kernel says no.
+    pub fn set_nonblocking(&self) -> io::Result<()> {
+        match self {
+            Self::Tcp(socket) => socket.set_nonblocking(true),
+            Self::Unix(socket) => socket.set_nonblocking(true),
         }
     }
 

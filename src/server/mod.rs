@@ -36,7 +36,7 @@ use crate::server::reload::InForce;
 use crate::server::reload::Reloader;
 use crate::server::reload::Source;
 use crate::server::socket::Door;
-use crate::server::socket::bind;
+use crate::server::socket::Passed;
 use crate::server::unix::SocketFile;
 use crate::stop::Stop;
 
@@ -82,6 +82,14 @@ pub enum Error {
         #[source]
         cause: io::Error,
     },
+    /// What whoever started this process passed isn't what is configured.
+    #[error("{key}: the socket that was passed {fault}")]
+    Passed {
+        /// The key that it's for.
+        key: &'static str,
+        /// What is wrong with it.
+        fault: String,
+    },
     /// Where the file of a unix socket should be, there's something else.
     #[error(
         "listener.address: {0} is there, and isn't a socket: it's left alone; name another path, or remove it"
@@ -107,7 +115,10 @@ impl Error {
     pub fn is_configuration(&self) -> bool {
         matches!(
             self,
-            Self::Descriptors { .. } | Self::NotASocket(_) | Self::Upstream { .. }
+            Self::Descriptors { .. }
+                | Self::Passed { .. }
+                | Self::NotASocket(_)
+                | Self::Upstream { .. }
         )
     }
 }
@@ -132,7 +143,7 @@ pub struct Cut {
 }
 
 impl Server {
-    /// Builds everything, and binds both addresses. With a source, the configuration can be reloaded while it runs.
+    /// Builds everything, and binds both addresses, as far as no socket was passed. With a source, the configuration can be reloaded while it runs.
     ///
     /// # Errors
     /// When an address can't be had, or a limit doesn't fit.
@@ -141,6 +152,7 @@ impl Server {
         source: Option<Source>,
         clock: Clock,
         stop: Stop,
+        passed: Passed,
     ) -> Result<Self, Error> {
         raise_descriptor_limit(&config)?;
         let metrics = Arc::new(Metrics::new(config.catalogue.answers().codes()));
@@ -154,8 +166,8 @@ impl Server {
         metrics.reload_successful.set(1);
         let now = clock.since_epoch();
         metrics.reload_success_time.set(now.as_secs_f64());
-        let admin_door = bind("admin.address", config.admin, false)?;
-        let door = socket::door(&config.door)?;
+        let admin_door = socket::admin(passed.admin, config.admin)?;
+        let door = socket::door(passed.listener, &config.door)?;
         let listener = Arc::new(Listener::new(
             config.door.settings,
             config.door.terms,
@@ -186,6 +198,12 @@ impl Server {
         self.door.bound.address()
     }
 
+    /// Callers connect to a socket that was passed.
+    #[must_use]
+    pub fn is_passed(&self) -> bool {
+        self.door.passed
+    }
+
     /// Where metrics and health are.
     ///
     /// # Errors
@@ -211,9 +229,10 @@ impl Server {
             workers.push(Arc::clone(&worker));
             let (listener, stop) = (Arc::clone(&self.listener), self.stop.clone());
             let (door, report) = (self.door.bound.try_clone()?, report.clone());
+            let passed = self.door.passed;
             let serve = move || {
                 // Nobody listens only when the process ends anyway.
-                let _ = report.blocking_send(work(worker, listener, door, &stop));
+                let _ = report.blocking_send(work(worker, listener, door, passed, &stop));
             };
             threads.push(
                 thread::Builder::new()
@@ -305,7 +324,13 @@ async fn supervise(
 }
 
 /// One worker's life: its own runtime, connections and pools.
-fn work(worker: Arc<Worker>, listener: Arc<Listener>, door: Bound, stop: &Stop) -> io::Result<Cut> {
+fn work(
+    worker: Arc<Worker>,
+    listener: Arc<Listener>,
+    door: Bound,
+    passed: bool,
+    stop: &Stop,
+) -> io::Result<Cut> {
     let runtime = runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
@@ -315,7 +340,7 @@ fn work(worker: Arc<Worker>, listener: Arc<Listener>, door: Bound, stop: &Stop) 
         let sweeper = tokio::spawn(sweep(Arc::clone(&worker)));
         let serving = Arc::clone(&worker);
         listener
-            .run(door, stop.clone(), connections.clone(), move |peer, request| {
+            .run(door, passed, stop.clone(), connections.clone(), move |peer, request| {
                 let line = serving.line();
                 async move { line.handle(&peer, request).await }
             })

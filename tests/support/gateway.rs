@@ -4,10 +4,12 @@ use std::fmt::Write;
 use std::io::BufRead;
 use std::io::BufReader;
 use std::net::SocketAddr;
+use std::os::fd::BorrowedFd;
 use std::path::PathBuf;
 use std::process::Child;
 use std::process::Command;
 use std::process::ExitStatus;
+use std::process::Output;
 use std::process::Stdio;
 use std::sync::Arc;
 use std::sync::Mutex;
@@ -146,6 +148,88 @@ impl Setup {
     }
 }
 
+/// How the process is started: by a shell that does something first, and whose place it takes.
+pub struct Launch {
+    before: String,
+    stdin: Stdio,
+    stdout: Stdio,
+}
+
+impl Default for Launch {
+    fn default() -> Self {
+        Self::after("")
+    }
+}
+
+impl Launch {
+    /// After these commands.
+    pub fn after(before: &str) -> Self {
+        Self {
+            before: before.to_owned(),
+            stdin: Stdio::null(),
+            stdout: Stdio::piped(),
+        }
+    }
+
+    /// With one or two listening sockets, as sd_listen_fds(3) has it: from descriptor 3 on, for this very process.
+    pub fn passing(sockets: &[BorrowedFd<'_>]) -> Self {
+        let before = match sockets.len() {
+            1 => "exec 3<&0 </dev/null; export LISTEN_FDS=1",
+            2 => "exec 3<&0 4<&1 </dev/null >/dev/null; export LISTEN_FDS=2",
+            other => panic!("{other} sockets"),
+        };
+        let passed = |index: usize| {
+            let socket = sockets.get(index)?;
+            Some(Stdio::from(socket.try_clone_to_owned().unwrap()))
+        };
+        Self {
+            before: format!("{before} LISTEN_PID=$$;"),
+            stdin: passed(0).unwrap(),
+            stdout: passed(1).unwrap_or_else(Stdio::piped),
+        }
+    }
+
+    /// Runs one that can't serve to its end.
+    pub fn refused(self, setup: &Setup, flags: &[&str]) -> Output {
+        let mut child = self
+            .command(setup, flags)
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut stderr = Vec::new();
+        for line in BufReader::new(child.stderr.take().unwrap()).lines() {
+            let line = line.unwrap();
+            stderr.extend_from_slice(line.as_bytes());
+            stderr.push(b'\n');
+            if line.contains("\"listening\"") {
+                child.kill().unwrap();
+                panic!("it serves: {}", String::from_utf8_lossy(&stderr));
+            }
+        }
+        Output {
+            status: child.wait().unwrap(),
+            stdout: Vec::new(),
+            stderr,
+        }
+    }
+
+    /// `serve`, with everything that it needs, not started yet.
+    fn command(self, setup: &Setup, flags: &[&str]) -> Command {
+        let mut command = Command::new("/bin/sh");
+        command
+            .env_clear()
+            .envs(setup.environment.iter().cloned())
+            .args(["-c", &format!("{} exec \"$0\" \"$@\"", self.before)])
+            .arg(tools::binary().get_program())
+            .args(["serve", "--config"])
+            .arg(setup.write())
+            .args(flags)
+            .stdin(self.stdin)
+            .stdout(self.stdout);
+        command
+    }
+}
+
 /// A running gateway.
 pub struct Gateway {
     /// Of a unix socket it's unspecified.
@@ -159,23 +243,12 @@ pub struct Gateway {
 
 impl Gateway {
     pub async fn start(setup: Setup, flags: &[&str]) -> Self {
-        Self::start_by("", Stdio::null(), setup, flags).await
+        Self::start_by(Launch::default(), setup, flags).await
     }
 
-    /// Started by a shell that does something first, and that the process takes the place of.
-    pub async fn start_by(before: &str, stdin: Stdio, setup: Setup, flags: &[&str]) -> Self {
-        let mut command = Command::new("/bin/sh");
-        let mut child = command
-            .env_clear()
-            .envs(setup.environment.iter().cloned())
-            .args(["-c", &format!("{before} exec \"$0\" \"$@\"")])
-            .arg(tools::binary().get_program())
-            .arg("serve")
-            .arg("--config")
-            .arg(setup.write())
-            .args(flags)
-            .stdin(stdin)
-            .stdout(Stdio::piped())
+    pub async fn start_by(launch: Launch, setup: Setup, flags: &[&str]) -> Self {
+        let mut child = launch
+            .command(&setup, flags)
             .stderr(Stdio::piped())
             .spawn()
             .unwrap();
@@ -183,7 +256,9 @@ impl Gateway {
         let (count, lines) = watch::channel(0);
         let count = Arc::new(count);
         collect(child.stderr.take().unwrap(), &printed, &count);
-        collect(child.stdout.take().unwrap(), &printed, &count);
+        if let Some(stdout) = child.stdout.take() {
+            collect(stdout, &printed, &count);
+        }
         let unknown = SocketAddr::from(([127, 0, 0, 1], 0));
         let mut gateway = Self {
             address: unknown,

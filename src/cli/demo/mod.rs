@@ -21,6 +21,7 @@ use crate::clock::Clock;
 use crate::config::environment;
 use crate::observe::log;
 use crate::server::Server;
+use crate::server::socket::Passed;
 use crate::stop::Stop;
 
 /// How long it stays.
@@ -45,7 +46,13 @@ async fn show(once: bool) -> anyhow::Result<ExitCode> {
     let (scene, stand_in) = Scene::set(Clock::system()).await?;
     let config = scene.config(Clock::system().since_epoch())?;
     let stop = Stop::default();
-    let server = Server::bind(config, None, Clock::system(), stop.clone())?;
+    let server = Server::bind(
+        config,
+        None,
+        Clock::system(),
+        stop.clone(),
+        Passed::default(),
+    )?;
     let (address, admin) = (server.address()?, server.admin_address()?);
     let address = address.tcp().context("the tour's own address")?;
     let serving = thread::Builder::new()
