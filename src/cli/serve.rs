@@ -20,6 +20,7 @@ use crate::config;
 use crate::config::reader::Reader;
 use crate::observe::log;
 use crate::server::Server;
+use crate::server::notify;
 use crate::server::reload::Source;
 use crate::server::socket::Passed;
 use crate::stop::Stop;
@@ -74,6 +75,8 @@ pub(super) fn run(configured: &Configured) -> anyhow::Result<ExitCode> {
             Ok((signals, hang_up)) => {
                 // Whoever reads this may send signals: it's said once they're watched.
                 tracing::info!(version = env!("CARGO_PKG_VERSION"), %address, %admin, passed, "listening");
+                notify::status(&format!("serving at {address}"));
+                notify::ready();
                 tokio::spawn(hang_ups(hang_up, asked));
                 ends(signals, stop).await;
             }
@@ -106,6 +109,8 @@ async fn ends(mut signals: Signals, stop: Stop) {
     signals.wish_to_end().await;
     // First what matters, then the word on it.
     stop.draining.cancel();
+    notify::stopping();
+    notify::status("ending: calls under way are answered");
     tracing::info!("asked to end");
     signals.wish_to_end().await;
     stop.cut.cancel();

@@ -1,5 +1,6 @@
 //! Builds everything from a [`Config`], runs it, and brings it to an orderly end.
 
+pub mod notify;
 pub mod reload;
 pub mod socket;
 mod unix;
@@ -223,8 +224,12 @@ impl Server {
             .build()?;
         let (report, reports) = mpsc::channel(self.runtime.workers);
         let mut workers = Vec::new();
-        let mut threads = Vec::new();
+        let (mut threads, mut alive) = (Vec::new(), Vec::new());
         for number in 0..self.runtime.workers {
+            let own = runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()?;
+            alive.push(own.handle().clone());
             let worker = Arc::new(Worker::new(Arc::clone(&self.in_force.proxy)));
             workers.push(Arc::clone(&worker));
             let (listener, stop) = (Arc::clone(&self.listener), self.stop.clone());
@@ -232,7 +237,7 @@ impl Server {
             let passed = self.door.passed;
             let serve = move || {
                 // Nobody listens only when the process ends anyway.
-                let _ = report.blocking_send(work(worker, listener, door, passed, &stop));
+                let _ = report.blocking_send(work(own, worker, listener, door, passed, &stop));
             };
             threads.push(
                 thread::Builder::new()
@@ -247,6 +252,7 @@ impl Server {
             self.admin_door.set_nonblocking(true)?;
             let admin_door = TcpListener::from_std(self.admin_door)?;
             // All end with this runtime, which ends with the last worker.
+            tokio::spawn(notify::watchdog(alive, self.stop.closing.clone()));
             let proxy = Arc::clone(&self.in_force.proxy);
             for route in proxy.routes.values() {
                 reload::watch_upstream(route, &proxy.clock);
@@ -325,15 +331,13 @@ async fn supervise(
 
 /// One worker's life: its own runtime, connections and pools.
 fn work(
+    runtime: runtime::Runtime,
     worker: Arc<Worker>,
     listener: Arc<Listener>,
     door: Bound,
     passed: bool,
     stop: &Stop,
 ) -> io::Result<Cut> {
-    let runtime = runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()?;
     runtime.block_on(async {
         let door = Socket::from_bound(door)?;
         let (connections, attempts) = (TaskTracker::new(), worker.attempts().clone());
