@@ -202,7 +202,7 @@ pub const KEYS: &[Key] = &[
         "listener.reuse_port",
         Kind::Boolean,
         Fallback::Value("false"),
-        "Let a second process listen on the same port (SO_REUSEPORT). Otherwise that's an error.",
+        "Let a second process listen on the same port (SO_REUSEPORT), if it's told so too. Otherwise that's an error. Not without loss: connections in the queue of the one that ends are reset. A passed socket keeps its queue.",
     ),
     key(
         "admin.address",

@@ -37,6 +37,7 @@ use crate::proxy::route::Route;
 use crate::quota::Latches;
 use crate::server::Error;
 use crate::server::check_descriptors;
+use crate::server::notify;
 use crate::slots::Slots;
 use crate::upstream::probe;
 
@@ -195,6 +196,7 @@ impl Reloader {
     /// Reads everything, and takes it or not. Returns what it has read.
     async fn reload(&mut self) -> Seen {
         let began = self.in_force.proxy.clock.now();
+        notify::reloading();
         let metrics = Arc::clone(&self.in_force.proxy.metrics);
         let (load, reader) = (
             Arc::clone(&self.source.load),
@@ -209,6 +211,14 @@ impl Reloader {
         };
         let took = self.in_force.proxy.clock.now() - began;
         let took_ms = u64::try_from(took.as_millis()).unwrap_or(u64::MAX);
+        // systemd asks whether it's over, not how it went; that's in the status.
+        notify::status(match &taken {
+            Ok(_) => "serving what is configured",
+            Err(_) => {
+                "serving what was configured before: what is written now was refused, see the log"
+            }
+        });
+        notify::ready();
         let result = match &taken {
             Ok(Taken::Unchanged) => {
                 tracing::info!(took_ms, "configuration unchanged");
