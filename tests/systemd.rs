@@ -84,6 +84,27 @@ async fn it_is_ready_once_callers_can_connect_and_stopping_when_asked_to_end() {
     assert_eq!(gateway.ended().await.code(), Some(0));
 }
 
+#[tokio::test]
+async fn it_says_when_a_reload_begins_and_when_it_is_over_and_how_it_went() {
+    let pki = Pki::new();
+    let upstream = Upstream::start(&pki).await;
+    let manager = Manager::new();
+    let gateway = started(&pki, &upstream, manager.environment(&[])).await;
+    manager.hears("READY=1").await;
+    let good = "STATUS=serving what is configured";
+    let refused =
+        "STATUS=serving what was configured before: what is written now was refused, see the log";
+    for (authority, status) in [(String::new(), refused), (pki.certificate(), good)] {
+        tools::write(&gateway.setup.path("callers-ca.pem"), authority, 0o644);
+        gateway.signal("HUP");
+        let heard = manager.hears("READY=1").await;
+        assert_eq!(heard[0], "RELOADING=1");
+        // By systemd's own clock, so that it knows which reload is meant.
+        assert!(heard[1].starts_with("MONOTONIC_USEC="), "{heard:?}");
+        assert_eq!(heard[2..], [status, "READY=1"]);
+    }
+}
+
 /// A time of 400 ms, of which it takes half; no test can be sure how soon it's told, but it's told again and again.
 #[tokio::test]
 async fn it_says_that_it_is_alive_where_it_is_watched() {
