@@ -2,6 +2,7 @@
 //! again. It needs none of the files that keys name, and shows nothing that may be a key in the wrong place.
 
 use std::path::Path;
+use std::process::Command;
 use std::process::Output;
 
 use crate::support::{Pki, Setup, tools};
@@ -199,6 +200,36 @@ fn files_that_keys_name_are_not_needed_and_not_looked_into() {
         std::fs::remove_file(setup.path(file)).unwrap();
     }
     assert_eq!(shown(setup.folder.path(), &flags, &[]), with);
+}
+
+/// Each is a pipe that nobody writes into, the system's own roots too: to open one would be to wait for ever.
+#[test]
+fn no_file_that_a_key_names_is_opened() {
+    let setup = good();
+    let text = std::fs::read_to_string(setup.path("gateway.toml")).unwrap();
+    let text = text.replace("roots = \"callers-ca.pem\"\n", "");
+    std::fs::write(setup.path("gateway.toml"), text).unwrap();
+    let files = ["gateway.pem", "gateway.key", "callers-ca.pem", "main.key"];
+    for file in files {
+        std::fs::remove_file(setup.path(file)).unwrap();
+    }
+    let pipes = files.iter().chain(&["system.pem"]);
+    let made = tools::run(
+        Command::new("mkfifo")
+            .args(pipes)
+            .current_dir(setup.folder.path()),
+    );
+    assert!(made.status.success(), "{}", tools::stderr(&made));
+    let output = tools::run(
+        Command::new("timeout")
+            .arg(tools::PATIENCE.as_secs().to_string())
+            .arg(tools::binary().get_program())
+            .args(["config", "show", "--config", "gateway.toml"])
+            .current_dir(setup.folder.path())
+            .env("SSL_CERT_FILE", setup.path("system.pem")),
+    );
+    assert_eq!(output.status.code(), Some(0), "{}", tools::stderr(&output));
+    assert!(tools::stdout(&output).contains("roots = \"system\" # default\n"));
 }
 
 #[test]

@@ -114,6 +114,16 @@ impl<'a> Checked<'a> {
     }
 
     fn value(&mut self, path: &[String], key: &Key, value: &Value, faults: &mut Vec<Fault>) {
+        let by_text = matches!(
+            self.layers.origin(value),
+            Some(Origin::Environment | Origin::Flag)
+        );
+        if key.path == "include" && by_text {
+            let message = "only a file can include others".to_owned();
+            let hint = Some("write it into the configuration file".to_owned());
+            faults.push(self.fault_at(path, value, At::Value, message, hint));
+            return;
+        }
         let typed = Typed::new(self.layers, key, value);
         let resolved = typed.and_then(|Typed { data, folder }| {
             if self.blind && key.kind.is_of_files() {

@@ -13,7 +13,6 @@ use crate::config::check::Checked;
 use crate::config::check::Typed;
 use crate::config::fault::Fault;
 use crate::config::fault::Faults;
-use crate::config::fault::Place;
 use crate::config::fault::dotted;
 use crate::config::fault::quoted;
 use crate::config::keys;
@@ -154,10 +153,10 @@ impl Shown<'_> {
             ""
         };
         // What was included is already here, and would be there a second time.
-        let (off, merged) = match (key.path, &place) {
-            ("include", Place::File { .. }) => ("# ", ", merged in"),
-            ("include", _) => ("# ", ", of no effect: only a file includes others"),
-            _ => ("", ""),
+        let (off, merged) = if key.path == "include" {
+            ("# ", ", merged in")
+        } else {
+            ("", "")
         };
         let place = in_a_comment(&place.to_string());
         Some(format!("{off}{name} = {text} # {place}{merged}{masked}"))
