@@ -6,6 +6,7 @@ pub mod socket;
 pub mod standing;
 pub mod tls;
 
+use std::collections::HashMap;
 use std::convert::Infallible;
 use std::future::pending;
 use std::io;
@@ -185,9 +186,12 @@ impl Listener {
     /// What is under way on them is answered. In small batches, so that the thread can do other things between them.
     pub async fn review(&self, knows: impl Fn(&Presented) -> bool) {
         let gate = self.gate.load_full();
-        for batch in self.open.all().chunks(REVIEW_BATCH) {
+        let open = self.open.all();
+        let mut verified = HashMap::new();
+        for batch in open.chunks(REVIEW_BATCH) {
             for standing in batch {
-                let reason = match standing.verify(&gate, &self.clock) {
+                let verdict = standing.verify_as_one_of(&mut verified, &gate, &self.clock);
+                let reason = match verdict {
                     Ok(()) if knows(&standing.peer.presented) => continue,
                     Ok(()) => "unknown-caller",
                     Err(reason) => reason,

@@ -21,6 +21,9 @@ use crate::listener::Gate;
 use crate::listener::Peer;
 use crate::listener::tls;
 
+/// Let in, or why not, as the reason of a failed handshake.
+pub(super) type Verdict = Result<(), &'static str>;
+
 /// One open connection, as far as it concerns who is at its other end.
 pub struct Standing {
     /// Who that is.
@@ -80,23 +83,45 @@ impl Standing {
         }
     }
 
-    /// Verifies the certificates, if `gate` isn't the one that did so last. Once they're refused they stay so.
-    pub(super) fn verify(&self, gate: &Gate, clock: &Clock) -> Result<(), &'static str> {
+    /// Verifies the certificates, if `gate` isn't the one that did so last.
+    pub(super) fn verify(&self, gate: &Gate, clock: &Clock) -> Verdict {
+        self.verdict(gate)
+            .unwrap_or_else(|| self.settle(gate, verify(gate, &self.chain, clock)))
+    }
+
+    /// The same for many at once: of connections with the same certificates, one is verified for all.
+    pub(super) fn verify_as_one_of<'a>(
+        &'a self,
+        verified: &mut HashMap<&'a [CertificateDer<'static>], Verdict>,
+        gate: &Gate,
+        clock: &Clock,
+    ) -> Verdict {
+        self.verdict(gate).unwrap_or_else(|| {
+            let verdict = verified
+                .entry(&self.chain)
+                .or_insert_with(|| verify(gate, &self.chain, clock));
+            self.settle(gate, *verdict)
+        })
+    }
+
+    /// What's known already. Once the certificates are refused they stay so.
+    fn verdict(&self, gate: &Gate) -> Option<Verdict> {
         if let Some(reason) = self.refused.get() {
-            return Err(reason);
+            return Some(Err(reason));
         }
-        if self.verified_by.load(Ordering::Acquire) >= gate.number {
-            return Ok(());
+        (self.verified_by.load(Ordering::Acquire) >= gate.number).then_some(Ok(()))
+    }
+
+    fn settle(&self, gate: &Gate, verdict: Verdict) -> Verdict {
+        match verdict {
+            Ok(()) => drop(self.verified_by.fetch_max(gate.number, Ordering::AcqRel)),
+            Err(reason) => {
+                // Another request of the connection may have been as quick; both know the same.
+                let _ = self.refused.set(reason);
+                self.leave.cancel();
+            }
         }
-        let verified = verify(gate, &self.chain, clock);
-        if let Err(reason) = verified {
-            // Another request of the connection may have been as quick; both know the same.
-            let _ = self.refused.set(reason);
-            self.leave.cancel();
-            return Err(reason);
-        }
-        self.verified_by.fetch_max(gate.number, Ordering::AcqRel);
-        Ok(())
+        verdict
     }
 
     /// It ends with what is under way.
@@ -116,11 +141,7 @@ impl Standing {
 }
 
 /// Whether certificates would be let in through `gate` now.
-pub(super) fn verify(
-    gate: &Gate,
-    chain: &[CertificateDer<'static>],
-    clock: &Clock,
-) -> Result<(), &'static str> {
+pub(super) fn verify(gate: &Gate, chain: &[CertificateDer<'static>], clock: &Clock) -> Verdict {
     let Some(terms) = &gate.terms else {
         return Ok(());
     };
