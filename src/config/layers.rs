@@ -1,5 +1,6 @@
 //! Files, environment and flags on top of each other, each value with the place where it was written.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::path::PathBuf;
 
@@ -35,10 +36,18 @@ struct File {
     document: ImDocument<String>,
 }
 
+/// A file that `include` names, and which of its items does.
+struct Included {
+    path: PathBuf,
+    item: usize,
+}
+
 /// Everything that was written.
 pub(super) struct Layers {
     files: Vec<File>,
     figment: Figment,
+    /// Every file could be read.
+    pub(super) whole: bool,
 }
 
 /// Where a value comes from.
@@ -115,12 +124,21 @@ impl Layers {
         faults: &mut Vec<Fault>,
     ) -> Self {
         let mut files = Vec::new();
+        let mut again = Vec::new();
         if let Some(file) = File::read(path, reader, faults) {
-            let included = file.includes(reader, faults);
-            files.push(file);
-            let read = |path: &PathBuf| File::read(path, reader, faults);
-            files.extend(included.iter().filter_map(read));
+            let mut seen = BTreeSet::from([path.to_owned()]);
+            for included in file.includes(reader, faults) {
+                if seen.insert(included.path.clone()) {
+                    files.extend(File::read(&included.path, reader, faults));
+                } else {
+                    let message = format!("{} is read a second time", included.path.display());
+                    again.push(file.fault_of_include(included.item, message));
+                }
+            }
+            files.insert(0, file);
         }
+        let whole = faults.is_empty();
+        faults.append(&mut again);
         refuse_twice_defined(&files, faults);
         let mut figment = Figment::new();
         for file in &files {
@@ -134,7 +152,11 @@ impl Layers {
             name: FLAGS,
             texts: flags.to_vec(),
         });
-        Self { files, figment }
+        Self {
+            files,
+            figment,
+            whole,
+        }
     }
 
     /// The merged tree.
@@ -231,7 +253,7 @@ impl File {
     }
 
     /// The files that `include` names, in the order of their names.
-    fn includes(&self, reader: &Reader, faults: &mut Vec<Fault>) -> Vec<PathBuf> {
+    fn includes(&self, reader: &Reader, faults: &mut Vec<Fault>) -> Vec<Included> {
         let Some(patterns) = self.document.get("include").and_then(Item::as_array) else {
             return Vec::new();
         };
@@ -254,7 +276,7 @@ impl File {
                     if paths.is_empty() && !text.contains('*') {
                         fault(format!("there is no file {}", full.display()));
                     }
-                    found.extend(paths);
+                    found.extend(paths.into_iter().map(|path| Included { path, item }));
                 }
                 Some(Err(error)) => fault(format!("not a pattern: {}", error.msg)),
                 None => fault("the path isn't UTF-8".to_owned()),

@@ -137,7 +137,7 @@ pub fn load(
     reader.forget();
     let mut faults = Vec::new();
     let layers = Layers::read(path, flags, reader, &mut faults);
-    if !faults.is_empty() {
+    if !layers.whole {
         // A file that can't be read hides what it has: to go on would report keys as missing that aren't.
         return Err(Faults::in_order(faults));
     }

@@ -35,7 +35,7 @@ pub fn merged(path: &Path, flags: &[(String, String)]) -> Result<String, Faults>
     let mut faults = Vec::new();
     let layers = Layers::read(path, flags, &Reader::default(), &mut faults);
     let blind = Reader::blind();
-    if !faults.is_empty() {
+    if !layers.whole {
         return Err(Faults::in_order(faults));
     }
     let checked = Checked::new(&layers, &blind, &mut faults);

@@ -3,6 +3,14 @@
 use std::path::Path;
 use std::time::Duration;
 
+use rustls::CertificateError;
+use rustls::InconsistentKeys;
+use rustls::crypto::aws_lc_rs;
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::PrivateKeyDer;
+use rustls::server::VerifierBuilderError;
+use rustls::sign::CertifiedKey;
+
 use crate::config::Door;
 use crate::config::Ending;
 use crate::config::build::Builder;
@@ -218,6 +226,10 @@ impl Builder<'_> {
             let notice = checked.fault(&["listener", "private_key"], At::Value, message, None);
             self.notices.push(notice);
         }
+        let pair_is_good = match (&chain, &key) {
+            (Some(chain), Some(key)) => self.is_pair(chain, &key.der),
+            _ => false,
+        };
         let refuse_expired_crl = checked.text(&["listener", "crl_expired"]) != Some("warn");
         let (chain, authorities) = (chain?, authorities?);
         let trust = Trust {
@@ -241,20 +253,52 @@ impl Builder<'_> {
         };
         match listener::tls::terms(&material) {
             Ok(terms) => Some((terms, endings)),
-            Err(Error::Certificate(rustls::Error::InconsistentKeys(_))) => {
-                self.fault(
-                    &["listener", "certificate"],
-                    "certificate and private_key don't belong together",
-                );
+            Err(Error::Certificate(error)) => {
+                if pair_is_good {
+                    self.fault(&["listener", "certificate"], error.to_string());
+                }
                 None
             }
-            Err(Error::Certificate(error)) => {
-                self.fault(&["listener", "certificate"], error.to_string());
+            Err(Error::Clients(VerifierBuilderError::InvalidCrl(error))) => {
+                let message = format!("a list in it can't be used: {error:?}");
+                self.fault(&key_of_crls, message);
                 None
             }
             Err(Error::Clients(error)) => {
                 self.fault(&["listener", "client_ca"], error.to_string());
                 None
+            }
+        }
+    }
+
+    /// Whether they can be used together, also when there's more that is missing.
+    fn is_pair(&mut self, chain: &[CertificateDer<'static>], key: &PrivateKeyDer<'_>) -> bool {
+        let (certificate, private_key) = (["listener", "certificate"], ["listener", "private_key"]);
+        let provider = aws_lc_rs::default_provider().key_provider;
+        let Ok(key) = provider.load_private_key(key.clone_key()) else {
+            let message = "it isn't a key that TLS can use: RSA of 2048 bits or more, ECDSA on P-256, P-384 or P-521, or Ed25519";
+            self.fault(&private_key, message);
+            return false;
+        };
+        match CertifiedKey::new(chain.to_vec(), key).keys_match() {
+            Ok(()) | Err(rustls::Error::InconsistentKeys(InconsistentKeys::Unknown)) => true,
+            Err(rustls::Error::InconsistentKeys(_)) => {
+                let message = "certificate and private_key don't belong together";
+                self.fault(&certificate, message);
+                false
+            }
+            Err(rustls::Error::InvalidCertificate(error)) => {
+                let why = match error {
+                    CertificateError::Other(other) => other.to_string(),
+                    error => format!("{error:?}"),
+                };
+                let message = format!("the first certificate in it can't be used: {why}");
+                self.fault(&certificate, message);
+                false
+            }
+            Err(error) => {
+                self.fault(&certificate, error.to_string());
+                false
             }
         }
     }
