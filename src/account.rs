@@ -96,7 +96,7 @@ pub enum KeyFault {
     #[error("the process may not read the key file")]
     Forbidden,
     /// Not a file, or one that can't be read.
-    #[error("the key file can't be read")]
+    #[error("the key file can't be read: is it a regular file?")]
     Unreadable,
     /// Others may read or write it.
     #[error("the key file is open to others: chmod 0400, or 0440 with the process's group")]

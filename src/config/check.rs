@@ -239,6 +239,11 @@ impl<'a> Checked<'a> {
         }
     }
 
+    /// Whether a key was written, and not left to its default.
+    pub(super) fn is_written(&self, path: &[&str]) -> bool {
+        self.written(&owned(path)).is_some()
+    }
+
     /// What was written for a key, if anything was.
     pub(super) fn written(&self, path: &[String]) -> Option<&Value> {
         let (first, rest) = path.split_first()?;

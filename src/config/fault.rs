@@ -94,8 +94,8 @@ pub(super) fn quoted(text: &str) -> String {
 }
 
 /// A path as a file writes it.
-pub(super) fn dotted(path: &[String]) -> String {
-    let bare = |segment: &String| {
+pub(super) fn dotted(path: &[impl AsRef<str>]) -> String {
+    let bare = |segment: &str| {
         !segment.is_empty()
             && segment
                 .bytes()
@@ -103,8 +103,9 @@ pub(super) fn dotted(path: &[String]) -> String {
     };
     path.iter()
         .map(|segment| {
+            let segment = segment.as_ref();
             if bare(segment) {
-                segment.clone()
+                segment.to_owned()
             } else {
                 quoted(segment)
             }

@@ -85,9 +85,11 @@ pub(super) fn roots(reader: &Reader, path: &Path) -> Result<RootCertStore, Strin
 /// Certificates, as what others must lead to.
 pub(super) fn store(certificates: &[CertificateDer<'static>]) -> Result<RootCertStore, String> {
     let mut roots = RootCertStore::empty();
-    for certificate in certificates {
-        let added = roots.add(certificate.clone());
-        added.map_err(|error| error.to_string())?;
+    for (number, certificate) in certificates.iter().enumerate() {
+        let number = number + 1;
+        roots
+            .add(certificate.clone())
+            .map_err(|_| format!("certificate {number} in it isn't one that TLS can use"))?;
     }
     Ok(roots)
 }
@@ -103,9 +105,13 @@ pub(super) fn private_key(reader: &Reader, path: &Path) -> Result<PrivateKey, St
     // Neither the path, which may be a key in the wrong place, nor what the file holds is repeated.
     let content = reader
         .read(path, PEM_BYTES_MAX)
-        .map_err(|error| format!("the file can't be read: {}", error.kind()))?;
+        .map_err(|error| match error.kind() {
+            ErrorKind::NotFound => "there is no such file".to_owned(),
+            _ => format!("the file can't be read: {error}"),
+        })?;
     let der = PrivateKeyDer::from_pem_slice(&content.bytes).map_err(|error| match error {
         pem::Error::NoItemsFound => "there's no private key in it".to_owned(),
+        pem::Error::MissingSectionEnd { .. } => "it's cut short: a section has no end".to_owned(),
         _ => "it isn't a private key in PEM".to_owned(),
     })?;
     Ok(PrivateKey {
@@ -128,7 +134,11 @@ fn several<T>(
             Err(format!("{}: there isn't {what} in it", path.display()))
         }
         Ok(items) => Ok(items),
-        Err(error) => Err(format!("{}: {error}", path.display())),
+        Err(pem::Error::MissingSectionEnd { .. }) => Err(format!(
+            "{}: it's cut short: a section has no end",
+            path.display()
+        )),
+        Err(_) => Err(format!("{}: it isn't PEM", path.display())),
     }
 }
 

@@ -5,8 +5,11 @@ use std::sync::Arc;
 
 use crate::account::Account;
 use crate::account::AppId;
+use crate::account::KeyFault;
 use crate::config::build::Builder;
 use crate::config::build::closest;
+use crate::config::fault::Place;
+use crate::config::fault::dotted;
 use crate::config::files;
 use crate::config::layers::At;
 use crate::name::AccountName;
@@ -25,7 +28,7 @@ impl Builder<'_> {
             let upstream = checked.text(&key("upstream")).and_then(|upstream| {
                 let known = checked.names("upstreams");
                 if !known.contains(&upstream) {
-                    let message = format!("there is no [upstreams.{upstream}]");
+                    let message = format!("there is no [{}]", dotted(&["upstreams", upstream]));
                     let hint = closest(upstream, &known);
                     self.report(&key("upstream"), At::Value, message, hint);
                     return None;
@@ -41,7 +44,9 @@ impl Builder<'_> {
                 .map(|path| files::app_key(self.reader, Path::new(path)).map(Arc::new));
             if let (Some(name), Some(Err(fault))) = (&name, &app_key) {
                 let path = key("app_key_file");
-                let fault = checked.fault(&path, At::Value, fault.to_string(), None);
+                let missing = *fault == KeyFault::Missing;
+                let mut fault = checked.fault(&path, At::Value, fault.to_string(), None);
+                fault.hint = missing.then(|| where_paths_start(&fault.place).to_owned());
                 self.bad_keys.push((name.clone(), fault));
             }
             let (Some(name), Some(upstream), Some(app_id), Some(app_key)) =
@@ -59,7 +64,7 @@ impl Builder<'_> {
                 in_flight_max: checked.integer(&key("in_flight_max")),
             }));
         }
-        if checked.names("accounts").is_empty() {
+        if checked.names("accounts").is_empty() && !self.is_mistaken("accounts") {
             self.fault_with_hint(
                 &["accounts"],
                 "there is no account",
@@ -67,5 +72,13 @@ impl Builder<'_> {
             );
         }
         accounts
+    }
+}
+
+/// What to look at when there's no such file: its name isn't repeated, because it may be a key in the wrong place.
+fn where_paths_start(place: &Place) -> &'static str {
+    match place {
+        Place::File { .. } | Place::Nowhere => "a relative path starts from the file that has it",
+        Place::Environment(_) | Place::Flag => "a relative path starts where the process does",
     }
 }

@@ -27,15 +27,14 @@ impl Builder<'_> {
         let checked = self.checked;
         let known_by = self.known_by();
         let mut callers = Vec::new();
-        let mut identities: BTreeMap<Identity, CallerName> = BTreeMap::new();
+        let mut owners: BTreeMap<Identity, &str> = BTreeMap::new();
+        let mut identities = Vec::new();
         let mut nobodys = Vec::new();
         for written in checked.names("callers") {
-            let Some(name) = self.keep(
+            let name = self.keep(
                 &["callers", written],
                 CallerName::new(written).map_err(|error| error.to_string()),
-            ) else {
-                continue;
-            };
+            );
             let path = ["callers", written, "identities"];
             for (item, text) in checked.texts(&path).iter().enumerate() {
                 let identity = Identity::parse(text).map_err(|error| format!("{text:?}: {error}"));
@@ -48,34 +47,39 @@ impl Builder<'_> {
                     let hint = Some(format!("for example: {example}"));
                     nobodys.push(checked.fault(&path, At::Item(item), message, hint));
                 }
-                if let Some(other) = identities.insert(identity, name.clone()) {
-                    let message = format!("{text:?} is also an identity of the caller {other}");
-                    self.report(&path, At::Item(item), message, None);
+                match owners.insert(identity.clone(), written) {
+                    Some(owner) if owner == written => {
+                        let message = format!("{text:?} stands twice");
+                        self.report(&path, At::Item(item), message, None);
+                    }
+                    Some(owner) => {
+                        let message = format!("{text:?} is also an identity of the caller {owner}");
+                        self.report(&path, At::Item(item), message, None);
+                    }
+                    None => identities.extend(name.clone().map(|name| (identity, name))),
                 }
             }
-            if let Some(rules) = self.rules(written, name, accounts, catalogue) {
-                callers.push(rules);
-            }
+            callers.extend(self.rules(written, name, accounts, catalogue));
         }
-        if checked.names("callers").is_empty() {
+        if checked.names("callers").is_empty() && !self.is_mistaken("callers") {
             let hint =
                 "write a table such as [callers.orders] with identities, accounts and operations";
             self.fault_with_hint(&["callers"], "there is no caller", hint);
         }
         // A caller that can't come is no reason to keep the others out, and two listeners may share a file of callers; but a gateway that
         // nobody can call isn't what was meant.
-        if nobodys.len() == identities.len() {
+        if nobodys.len() == owners.len() {
             self.faults.append(&mut nobodys);
         } else {
             self.notices.append(&mut nobodys);
         }
-        (callers, identities.into_iter().collect())
+        (callers, identities)
     }
 
     fn rules(
         &mut self,
         written: &str,
-        name: CallerName,
+        name: Option<CallerName>,
         accounts: &[Arc<Account>],
         catalogue: &Catalogue,
     ) -> Option<CallerRules> {
@@ -91,14 +95,11 @@ impl Builder<'_> {
         let (account_patterns, operations) = (patterns("accounts"), patterns("operations"));
         let texts = checked.texts(&key("accounts"));
         for (item, (pattern, text)) in account_patterns.iter().zip(texts).enumerate() {
-            // An account whose table has faults is among those already.
-            if !checked
-                .names("accounts")
-                .iter()
-                .any(|name| pattern.matches(name))
-            {
+            // An account whose table has faults is known by name all the same; that there is none at all is told once.
+            let known = checked.names("accounts");
+            if !known.is_empty() && !known.iter().any(|name| pattern.matches(name)) {
                 let message = format!("{text:?} matches no account");
-                let hint = closest(text, &checked.names("accounts"));
+                let hint = closest(text, &known);
                 self.report(&key("accounts"), At::Item(item), message, hint);
             }
         }
@@ -149,20 +150,16 @@ impl Builder<'_> {
                 AccountName::new(default).ok()
             }
             Some(default) => {
-                self.fault(
-                    &key("default_account"),
-                    format!("{default:?} isn't one of this caller's accounts"),
-                );
+                let message = format!("{default:?} isn't one of this caller's accounts");
+                let mut mine = checked.names("accounts");
+                mine.retain(|name| account_patterns.iter().any(|pattern| pattern.matches(name)));
+                let hint = closest(default, &mine);
+                self.report(&key("default_account"), At::Value, message, hint);
                 None
             }
         };
         for list in ["identities", "accounts", "operations"] {
-            if checked.texts(&key(list)).is_empty()
-                && !self
-                    .faults
-                    .iter()
-                    .any(|fault| fault.key == format!("callers.{written}.{list}"))
-            {
+            if checked.is_empty_list(&key(list)) {
                 self.fault(
                     &key(list),
                     "the list is empty: this caller could do nothing",
@@ -171,7 +168,7 @@ impl Builder<'_> {
         }
         let paused = checked.boolean(&key("paused")) == Some(true);
         Some(CallerRules {
-            name,
+            name: name?,
             accounts: account_patterns,
             default_account,
             account_by,

@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::time::Duration;
 
+use rustls::CertRevocationListError;
 use rustls::CertificateError;
 use rustls::InconsistentKeys;
 use rustls::crypto::aws_lc_rs;
@@ -207,12 +208,12 @@ impl Builder<'_> {
         let client_roots = authorities.as_deref().map(files::store);
         let client_roots =
             client_roots.and_then(|roots| self.keep(&["listener", "client_ca"], roots));
-        let mut client_crls = Vec::new();
+        let mut lists_by_item = Vec::new();
         let key_of_crls = ["listener", "client_crl"];
         for (item, path) in checked.texts(&key_of_crls).iter().enumerate() {
             let lists = files::revocation_lists(reader, Path::new(path));
             let lists = self.keep_at(&key_of_crls, At::Item(item), lists);
-            client_crls.extend(lists.unwrap_or_default());
+            lists_by_item.push(lists.unwrap_or_default());
         }
         if checked.is_empty_list(&key_of_crls) {
             self.fault(
@@ -232,6 +233,7 @@ impl Builder<'_> {
         };
         let refuse_expired_crl = checked.text(&["listener", "crl_expired"]) != Some("warn");
         let (chain, authorities) = (chain?, authorities?);
+        let client_crls = lists_by_item.concat();
         let trust = Trust {
             chain: &chain,
             authorities: &authorities,
@@ -244,7 +246,7 @@ impl Builder<'_> {
             self.notices.push(notice);
         }
         let endings = trust.endings();
-        let material = Material {
+        let mut material = Material {
             chain,
             key: key?.der,
             client_roots: client_roots?,
@@ -259,9 +261,15 @@ impl Builder<'_> {
                 }
                 None
             }
-            Err(Error::Clients(VerifierBuilderError::InvalidCrl(error))) => {
-                let message = format!("a list in it can't be used: {error:?}");
-                self.fault(&key_of_crls, message);
+            Err(Error::Clients(VerifierBuilderError::InvalidCrl(_))) => {
+                // The library doesn't say which one.
+                for (item, lists) in lists_by_item.into_iter().enumerate() {
+                    material.client_crls = lists;
+                    if let Err(Error::Clients(error)) = listener::tls::terms(&material) {
+                        let message = format!("a list in it can't be used: {}", reason(&error));
+                        self.report(&key_of_crls, At::Item(item), message, None);
+                    }
+                }
                 None
             }
             Err(Error::Clients(error)) => {
@@ -292,7 +300,7 @@ impl Builder<'_> {
                     CertificateError::Other(other) => other.to_string(),
                     error => format!("{error:?}"),
                 };
-                let message = format!("the first certificate in it can't be used: {why}");
+                let message = format!("its first certificate can't be used: {why}");
                 self.fault(&certificate, message);
                 false
             }
@@ -311,6 +319,17 @@ impl Builder<'_> {
             .max();
         let listener = |name| self.checked.duration(&["listener", name]);
         listener("body_timeout") + total.unwrap_or_default() + listener("write_timeout")
+    }
+}
+
+/// What the parser of revocation lists says, without the library's wrappers around it.
+fn reason(error: &VerifierBuilderError) -> String {
+    match error {
+        VerifierBuilderError::InvalidCrl(CertRevocationListError::Other(error)) => {
+            error.to_string()
+        }
+        VerifierBuilderError::InvalidCrl(error) => format!("{error:?}"),
+        error => error.to_string(),
     }
 }
 

@@ -17,6 +17,7 @@ use crate::config::changes::Written;
 use crate::config::check::Checked;
 use crate::config::environment;
 use crate::config::fault::Fault;
+use crate::config::fault::dotted;
 use crate::config::layers::At;
 use crate::config::reader::Reader;
 use crate::listener::socket::Address;
@@ -47,11 +48,7 @@ impl Builder<'_> {
         let accounts = self.accounts();
         let (callers, identities) = self.callers(&accounts, &catalogue);
         let checked = self.checked;
-        let admin = checked.address(&["admin", "address"])?;
-        let door_address = checked.listen(&["listener", "address"]);
-        if door_address == Some(&Address::Tcp(admin)) && admin.port() != 0 {
-            self.fault(&["admin", "address"], "it's the same as listener.address");
-        }
+        self.refuse_one_address_for_both();
         let runtime = Runtime {
             workers: checked.integer(&["runtime", "workers"]),
             reload_interval: checked.duration(&["runtime", "reload_interval"]),
@@ -66,7 +63,7 @@ impl Builder<'_> {
         Some(Config {
             door: door?,
             body,
-            admin,
+            admin: checked.address(&["admin", "address"])?,
             upstreams,
             accounts,
             callers,
@@ -83,6 +80,40 @@ impl Builder<'_> {
             bad_keys: Vec::new(),
             written: Written::default(),
         })
+    }
+
+    /// Two can't listen at one place. One that listens everywhere is at each.
+    fn refuse_one_address_for_both(&mut self) {
+        let (admin, listener) = (["admin", "address"], ["listener", "address"]);
+        let (Some(one), Some(Address::Tcp(other))) =
+            (self.checked.address(&admin), self.checked.listen(&listener))
+        else {
+            return;
+        };
+        let everywhere = one.ip().is_unspecified() || other.ip().is_unspecified();
+        let shared = one.port() == other.port() && (everywhere || one.ip() == other.ip());
+        if shared && one.port() != 0 && self.are_good(&[&admin, &listener]) {
+            // One of them may be a default.
+            if self.checked.is_written(&admin) {
+                let message = format!("{one} is taken by listener.address, which is {other}");
+                self.fault_with_hint(&admin, message, "choose another port");
+            } else {
+                let message = format!("{other} is taken by admin.address, which is {one}");
+                self.fault_with_hint(&listener, message, "choose another port");
+            }
+        }
+    }
+
+    /// Something of a table was written, but wrongly: what follows from its absence is no news.
+    fn is_mistaken(&self, table: &str) -> bool {
+        let belongs = |key: &str| key.split('.').next() == Some(table);
+        self.faults.iter().any(|fault| belongs(&fault.key))
+    }
+
+    /// None of these keys has a fault, so that what's compared is what was written.
+    fn are_good(&self, paths: &[&[&str]]) -> bool {
+        let names: Vec<String> = paths.iter().map(|path| dotted(path)).collect();
+        !self.faults.iter().any(|fault| names.contains(&fault.key))
     }
 
     fn fault(&mut self, path: &[&str], message: impl Into<String>) {

@@ -4,12 +4,16 @@ use crate::answers::Answer;
 use crate::answers::AnswerClass;
 use crate::config::build::Builder;
 use crate::config::build::nearest;
+use crate::config::fault::dotted;
 use crate::config::layers::At;
 use crate::operation::Class;
 use crate::operation::OperationName;
 use crate::operation::Repeat;
 use crate::operations::Catalogue;
 use crate::operations::Override;
+
+/// What a lookup must be.
+const SHOWS_EFFECT: &str = "name a read that shows whether the write took effect";
 
 impl Builder<'_> {
     pub(super) fn catalogue(&mut self) -> Catalogue {
@@ -24,11 +28,10 @@ impl Builder<'_> {
             let unknown = known.is_none();
             let name = known
                 .unwrap_or_else(|| OperationName::new(written).map_err(|error| error.to_string()));
-            let Some(name) = self.keep(&["operations", written], name) else {
-                continue;
-            };
+            let name = self.keep(&["operations", written], name);
             // To pause or change a misspelled operation would do nothing; one of that very name says its class.
             if unknown
+                && name.is_some()
                 && checked.text(&key("class")).is_none()
                 && let Some(near) = nearest(written, &catalogue)
             {
@@ -48,11 +51,12 @@ impl Builder<'_> {
                 lookup: lookup.and_then(|lookup| self.keep(&key("lookup"), lookup)),
                 paused: checked.boolean(&key("paused")),
             };
+            let Some(name) = name else { continue };
             let trusted = changes.repeat == Some(Repeat::IdenticalBytes);
             let operation = catalogue.set(name, changes);
             if trusted && operation.class != Class::DeduplicatedWrite {
                 let message = format!(
-                    "this is a {}, of which KYBIO would take a repeat for a call of its own",
+                    "its class is {}: KYBIO would take a repeat for a call of its own",
                     operation.class.as_str()
                 );
                 self.fault_with_hint(
@@ -64,13 +68,27 @@ impl Builder<'_> {
         }
         for written in checked.names("operations") {
             let key = ["operations", written, "lookup"];
-            let lookup = checked.text(&key).map(|lookup| catalogue.get(lookup));
-            if lookup.is_some_and(|lookup| lookup.is_none_or(|found| found.class != Class::Read)) {
-                self.fault_with_hint(
-                    &key,
-                    "is no read that there is",
-                    "name the operation that shows whether the write took effect",
-                );
+            // What can't be a name is a fault already.
+            let Some(lookup) = checked
+                .text(&key)
+                .filter(|lookup| OperationName::new(lookup).is_ok())
+            else {
+                continue;
+            };
+            match catalogue.get(lookup) {
+                Some(found) if found.class == Class::Read => {}
+                Some(found) => {
+                    let message = format!("the class of {lookup:?} is {}", found.class.as_str());
+                    self.fault_with_hint(&key, message, SHOWS_EFFECT);
+                }
+                None => {
+                    let message = format!("there is no operation {lookup:?}");
+                    let hint = nearest(lookup, &catalogue).map_or_else(
+                        || SHOWS_EFFECT.to_owned(),
+                        |near| format!("did you mean {:?}?", near.as_str()),
+                    );
+                    self.fault_with_hint(&key, message, hint);
+                }
             }
         }
         catalogue.know(self.answers());
@@ -80,7 +98,7 @@ impl Builder<'_> {
     /// Error answers that the operator knows.
     fn answers(&mut self) -> Vec<Answer> {
         let checked = self.checked;
-        let mut answers = Vec::new();
+        let mut answers: Vec<(&str, Answer)> = Vec::new();
         for written in checked.names("answers") {
             let key = |key| ["answers", written, key];
             let class = checked.text(&key("class")).and_then(word::<AnswerClass>);
@@ -100,20 +118,19 @@ impl Builder<'_> {
                     message,
                     class,
                 };
-                let same = |other: &&Answer| {
+                let contradicts = |(_, other): &&(&str, Answer)| {
                     (other.code, &other.message) == (answer.code, &answer.message)
+                        && other.class != class
                 };
-                if answers
-                    .iter()
-                    .any(|other| same(&other) && other.class != class)
-                {
-                    let message = format!("{text:?} has another class in another [answers.*]");
+                if let Some((other, _)) = answers.iter().find(contradicts) {
+                    let other = dotted(&["answers", other]);
+                    let message = format!("{text:?} has another class in [{other}]");
                     self.report(&key("match"), At::Item(item), message, None);
                 }
-                answers.push(answer);
+                answers.push((written, answer));
             }
         }
-        answers
+        answers.into_iter().map(|(_, answer)| answer).collect()
     }
 }
 

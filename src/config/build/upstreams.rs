@@ -1,12 +1,15 @@
 //! KYBIO hosts.
 
+use std::ffi::OsStr;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use humantime::format_duration;
 use rustls::RootCertStore;
 
 use crate::config::build::Builder;
+use crate::config::build::closest;
 use crate::config::files;
 use crate::config::layers::At;
 use crate::config::reader::SYSTEM_ROOTS;
@@ -34,11 +37,9 @@ impl Builder<'_> {
                 &["upstreams", name],
                 UpstreamName::new(name).map_err(|error| error.to_string()),
             );
-            let (Some(name), Some(base_url), Some(roots)) = (parsed, base_url, roots) else {
-                continue;
-            };
             for (item, address) in checked.addresses(&key("resolve")).iter().enumerate() {
-                if !base_url.is_tls() && !address.ip().is_loopback() {
+                if base_url.as_ref().is_some_and(|url| !url.is_tls()) && !address.ip().is_loopback()
+                {
                     self.report(
                         &key("resolve"),
                         At::Item(item),
@@ -49,6 +50,10 @@ impl Builder<'_> {
             }
             let utc_offset = checked.text(&key("utc_offset")).map(utc_offset);
             let utc_offset = utc_offset.and_then(|offset| self.keep(&key("utc_offset"), offset));
+            self.refuse_what_contradicts(name);
+            let (Some(name), Some(base_url), Some(roots)) = (parsed, base_url, roots) else {
+                continue;
+            };
             let settings = upstream::Settings {
                 name,
                 base_url,
@@ -68,15 +73,7 @@ impl Builder<'_> {
                     window: checked.duration(&key("breaker_window")),
                 },
             };
-            if checked.duration(&key("backoff_min")) > checked.duration(&key("backoff_max")) {
-                self.fault(&key("backoff_min"), "is longer than backoff_max");
-            }
             let in_flight_max = checked.number(&key("in_flight_max"));
-            if in_flight_max.is_some_and(|max| {
-                usize::try_from(max).is_ok_and(|max| max > settings.connections_max)
-            }) {
-                self.fault(&key("in_flight_max"), "is more than connections_max: those beyond would wait for a connection while their time runs");
-            }
             let rules = route::Rules {
                 retry: retry::Rules {
                     attempts_max: checked.small(&key("attempts_max")),
@@ -101,7 +98,7 @@ impl Builder<'_> {
                 rules,
             });
         }
-        if checked.names("upstreams").is_empty() {
+        if checked.names("upstreams").is_empty() && !self.is_mistaken("upstreams") {
             self.fault_with_hint(
                 &["upstreams"],
                 "there is no upstream",
@@ -109,6 +106,33 @@ impl Builder<'_> {
             );
         }
         upstreams
+    }
+
+    /// Keys that are good by themselves, but not together.
+    fn refuse_what_contradicts(&mut self, name: &str) {
+        let checked = self.checked;
+        let key = |key| ["upstreams", name, key];
+        let shortest = checked.duration(&key("backoff_min"));
+        let longest = checked.duration(&key("backoff_max"));
+        if shortest > longest && self.are_good(&[&key("backoff_min"), &key("backoff_max")]) {
+            let (shortest, longest) = (format_duration(shortest), format_duration(longest));
+            // One of them may be a default.
+            if checked.is_written(&key("backoff_min")) {
+                let message = format!("{shortest} is longer than backoff_max, which is {longest}");
+                self.fault(&key("backoff_min"), message);
+            } else {
+                let message = format!("{longest} is shorter than backoff_min, which is {shortest}");
+                self.fault(&key("backoff_max"), message);
+            }
+        }
+        let connections_max = checked.integer(&key("connections_max"));
+        let in_flight_max = checked.integer(&key("in_flight_max"));
+        if in_flight_max > connections_max && self.are_good(&[&key("connections_max")]) {
+            let message = format!(
+                "{in_flight_max} is more than connections_max, which is {connections_max}: those beyond would wait for a connection while their time runs"
+            );
+            self.fault(&key("in_flight_max"), message);
+        }
     }
 
     fn roots(&mut self, path: &[&str; 3]) -> Option<Roots> {
@@ -119,7 +143,18 @@ impl Builder<'_> {
             Some("bundled") => Ok(RootCertStore {
                 roots: webpki_roots::TLS_SERVER_ROOTS.to_vec(),
             }),
-            Some(path) => files::roots(self.reader, Path::new(path)),
+            Some(file) => {
+                let file = Path::new(file);
+                let roots = files::roots(self.reader, file);
+                if let Err(message) = &roots
+                    && let Some(name) = file.file_name().and_then(OsStr::to_str)
+                    && let hint @ Some(_) = closest(name, &["system", "bundled"])
+                {
+                    self.report(path, At::Value, message.as_str(), hint);
+                    return None;
+                }
+                roots
+            }
         };
         self.keep(path, roots).map(|roots| Roots(Arc::new(roots)))
     }
@@ -166,5 +201,5 @@ fn utc_offset(text: &str) -> Result<i32, String> {
         };
         Some(sign * (number(hours, 14)? * 3_600 + number(minutes, 59)? * 60))
     };
-    seconds().ok_or_else(|| "write the hours and minutes before UTC as \"+08:00\", after it as \"-05:00\"; at most 14 hours".to_owned())
+    seconds().ok_or_else(|| format!("hours and minutes before UTC such as \"+08:00\", or after it such as \"-05:00\", at most 14 hours, are wanted, but {text:?} was found"))
 }
