@@ -81,31 +81,28 @@ impl<'a> Checked<'a> {
                 }
                 (Found::Table, value) => {
                     let message = format!("a table is wanted, but {} was found", kind_of(value));
-                    faults.push(self.fault_at(
-                        path,
-                        value,
-                        At::Value,
-                        message,
-                        Some(
-                            if path.len() == 2 && NAMED_TABLES.contains(&path[0].as_str()) {
-                                format!(
-                                    "write it in a table with a name of its own: [{}.name]",
-                                    path[0]
-                                )
-                            } else {
-                                format!("write [{}]", dotted(path))
-                            },
+                    let named = NAMED_TABLES.contains(&path[0].as_str());
+                    let hint = match (path.len(), value) {
+                        (1, _) if named => format!("write [{}.name]", path[0]),
+                        (2, value) if named && !is_list_of_tables(value) => format!(
+                            "write it in a table with a name of its own: [{}.name]",
+                            path[0]
                         ),
-                    ));
+                        _ => format!("write [{}]", dotted(path)),
+                    };
+                    faults.push(self.fault_at(path, value, At::Value, message, Some(hint)));
                 }
                 (Found::Nothing, value) => {
-                    let hint = suggestion(path).map(|near| format!("did you mean `{near}`?"));
+                    let hint = suggestion(path).map_or_else(
+                        || "`kybio-gateway config reference` shows every key".to_owned(),
+                        |near| format!("did you mean {near}?"),
+                    );
                     let place = self.layers.place(path, value, At::Key);
                     faults.push(Fault {
                         place,
                         key: dotted(path),
                         message: "unknown key".to_owned(),
-                        hint,
+                        hint: Some(hint),
                     });
                 }
             }
@@ -134,16 +131,20 @@ impl<'a> Checked<'a> {
         });
         match resolved {
             Ok(data) => drop(self.values.insert(path.to_vec(), data)),
-            Err(wrong) => {
-                let at = wrong.item.map_or(At::Value, At::Item);
-                faults.push(self.fault_at(path, value, at, wrong.message, None));
-            }
+            Err(Wrong(all)) => faults.extend(all.into_iter().map(|(item, message)| {
+                let at = item.map_or(At::Value, At::Item);
+                self.fault_at(path, value, at, message, None)
+            })),
         }
     }
 
     /// Puts in defaults, and reports what must be written and isn't.
     fn fill(&mut self, faults: &mut Vec<Fault>) {
-        let written: BTreeSet<String> = faults.iter().map(|fault| fault.key.clone()).collect();
+        let told: BTreeSet<String> = faults.iter().map(|fault| fault.key.clone()).collect();
+        // A fault of the key, or of what stands where its table should.
+        let is_told = |path: &[String]| {
+            (1..=path.len()).any(|length| told.contains(&dotted(&path[..length])))
+        };
         for key in KEYS {
             let segments: Vec<&str> = key.path.split('.').collect();
             let paths: Vec<Vec<String>> = match segments.as_slice() {
@@ -170,7 +171,7 @@ impl<'a> Checked<'a> {
                         let data = from_toml(key, default).expect("a test reads every default");
                         self.values.insert(path, data);
                     }
-                    Fallback::Required(_) if !written.contains(&dotted(&path)) => {
+                    Fallback::Required(_) if !is_told(&path) => {
                         faults.push(self.missing(&path));
                     }
                     Fallback::Required(_) | Fallback::RequiredWithTls(_) | Fallback::Absent(_) => {}
@@ -384,6 +385,12 @@ impl Typed {
     }
 }
 
+/// `[[name]]`, or one that looks like it.
+fn is_list_of_tables(value: &Value) -> bool {
+    let is_table = |item: &Value| matches!(item, Value::Dict(..));
+    matches!(value, Value::Array(_, items) if !items.is_empty() && items.iter().all(is_table))
+}
+
 fn owned(path: &[&str]) -> Vec<String> {
     path.iter().map(|segment| (*segment).to_owned()).collect()
 }
@@ -414,9 +421,19 @@ fn find(path: &[String]) -> Found {
     Found::Nothing
 }
 
-/// The nearest name that could stand there.
-fn suggestion(path: &[String]) -> Option<&'static str> {
+/// What was meant: the same name in other tables, the one here that has it as a part, or the nearest one that could stand here.
+fn suggestion(path: &[String]) -> Option<String> {
     let (last, parents) = path.split_last()?;
+    let fits = |key: &&str| key.rsplit('.').next() == Some(last) || key.replace('.', "_") == *last;
+    let elsewhere: Vec<String> = KEYS
+        .iter()
+        .map(|key| key.path)
+        .filter(fits)
+        .map(|key| format!("`{key}`"))
+        .collect();
+    if !elsewhere.is_empty() {
+        return Some(elsewhere.join(" or "));
+    }
     let candidates = KEYS.iter().filter_map(|key| {
         let pattern: Vec<&str> = key.path.split('.').collect();
         let same = pattern.len() > parents.len()
@@ -426,7 +443,14 @@ fn suggestion(path: &[String]) -> Option<&'static str> {
                 .all(|(pattern, segment)| *pattern == "*" || pattern == segment);
         same.then(|| pattern[parents.len()])
     });
-    let scored = candidates.map(|candidate| (strsim::jaro_winkler(candidate, last), candidate));
+    let candidates: Vec<&str> = candidates.collect();
+    let has_it = |candidate: &&&str| candidate.split('_').any(|part| part == last);
+    if let [one] = candidates.iter().filter(has_it).collect::<Vec<_>>()[..] {
+        return Some(format!("`{one}`"));
+    }
+    let scored = candidates
+        .into_iter()
+        .map(|candidate| (strsim::jaro_winkler(candidate, last), candidate));
     let (likeness, best) = scored.max_by(|one, other| one.0.total_cmp(&other.0))?;
-    (likeness > 0.8).then_some(best)
+    (likeness > 0.8).then(|| format!("`{best}`"))
 }

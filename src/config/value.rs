@@ -32,29 +32,13 @@ pub(super) enum Data {
     Listen(Address),
 }
 
-/// Why a value can't be used.
+/// Why a value can't be used; of a list, why each of its items can't, counted from nothing.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Wrong {
-    pub(super) message: String,
-    /// Of a list, which item is to blame, counted from nothing.
-    pub(super) item: Option<usize>,
-}
+pub(super) struct Wrong(pub(super) Vec<(Option<usize>, String)>);
 
 impl From<String> for Wrong {
     fn from(message: String) -> Self {
-        Self {
-            message,
-            item: None,
-        }
-    }
-}
-
-impl Wrong {
-    fn at(item: usize, message: String) -> Self {
-        Self {
-            message,
-            item: Some(item),
-        }
+        Self(vec![(None, message)])
     }
 }
 
@@ -97,6 +81,8 @@ pub(super) fn kind_of(value: &Value) -> &'static str {
         Value::Bool(..) => "true or false",
         Value::Num(..) => "a number",
         Value::Empty(..) => "nothing",
+        // As the layer below hands dates on.
+        Value::Dict(_, table) if table.contains_key("$__toml_private_datetime") => "a date",
         Value::Dict(..) => "a table",
         Value::Array(..) => "a list",
     }
@@ -185,33 +171,24 @@ pub(super) fn from_value(key: &Key, value: &Value) -> Result<Data, Wrong> {
             Value::String(_, text),
         ) => from_text(key, text),
         (Kind::Addresses | Kind::Texts | Kind::Files, Value::Array(_, items)) => {
-            let text = |(number, item): (usize, &Value)| {
-                let message = || {
-                    format!(
-                        "a text in quotes is wanted, but {} was found",
-                        kind_of(item)
-                    )
-                };
+            let text = |item: &Value| {
                 let text = item.as_str().map(str::to_owned);
-                text.ok_or_else(|| Wrong::at(number, message()))
+                text.ok_or_else(|| {
+                    let found = kind_of(item);
+                    format!("a text in quotes is wanted, but {found} was found")
+                })
             };
-            list(
-                key,
-                items
-                    .iter()
-                    .enumerate()
-                    .map(text)
-                    .collect::<Result<_, _>>()?,
-            )
+            list(key, each(items, text)?)
         }
         (kind, value) => {
             let wanted = match kind {
-                Kind::Integer(..) => "a whole number",
-                Kind::Boolean => "true or false, without quotes,",
-                Kind::Duration(..) => "a duration such as \"5s\"",
-                Kind::Choice(_) | Kind::Text | Kind::File | Kind::Roots => "a text in quotes",
-                Kind::Address | Kind::Listen => "a text such as \"127.0.0.1:8443\"",
-                Kind::Addresses | Kind::Texts | Kind::Files => "a list of texts",
+                Kind::Integer(..) => "a whole number".to_owned(),
+                Kind::Boolean => "true or false, without quotes,".to_owned(),
+                Kind::Duration(..) => "a duration such as \"5s\"".to_owned(),
+                Kind::Choice(words) => one_of(words),
+                Kind::Text | Kind::File | Kind::Roots => "a text in quotes".to_owned(),
+                Kind::Address | Kind::Listen => "a text such as \"127.0.0.1:8443\"".to_owned(),
+                Kind::Addresses | Kind::Texts | Kind::Files => "a list of texts".to_owned(),
             };
             let found = match kind {
                 Kind::File | Kind::Files | Kind::Text => kind_of(value).to_owned(),
@@ -226,7 +203,7 @@ pub(super) fn from_value(key: &Key, value: &Value) -> Result<Data, Wrong> {
 
 fn list(key: &Key, texts: Vec<String>) -> Result<Data, Wrong> {
     match key.kind {
-        Kind::Addresses => Ok(Data::Addresses(each(&texts, address)?)),
+        Kind::Addresses => Ok(Data::Addresses(each(&texts, |text| address(text))?)),
         Kind::Texts | Kind::Files => Ok(Data::Texts(texts)),
         _ => Err(Wrong::from(
             "one value is wanted, but a list was found".to_owned(),
@@ -234,11 +211,20 @@ fn list(key: &Key, texts: Vec<String>) -> Result<Data, Wrong> {
     }
 }
 
-fn each<T>(texts: &[String], read: impl Fn(&str) -> Result<T, String>) -> Result<Vec<T>, Wrong> {
-    let items = texts.iter().enumerate();
-    items
-        .map(|(item, text)| read(text).map_err(|message| Wrong::at(item, message)))
-        .collect()
+/// All items of a list, or all that are wrong.
+fn each<T, U>(items: &[T], read: impl Fn(&T) -> Result<U, String>) -> Result<Vec<U>, Wrong> {
+    let (mut good, mut wrong) = (Vec::new(), Vec::new());
+    for (number, item) in items.iter().enumerate() {
+        match read(item) {
+            Ok(item) => good.push(item),
+            Err(message) => wrong.push((Some(number), message)),
+        }
+    }
+    if wrong.is_empty() {
+        Ok(good)
+    } else {
+        Err(Wrong(wrong))
+    }
 }
 
 fn integer(number: i64, min: i64, max: i64) -> Result<Data, String> {
@@ -272,15 +258,13 @@ fn choice(text: &str, words: &[&str]) -> Result<Data, String> {
     if words.contains(&text) {
         return Ok(Data::Text(text.to_owned()));
     }
-    let words = words
-        .iter()
-        .map(|word| format!("{word:?}"))
-        .collect::<Vec<_>>()
-        .join(", ");
-    Err(format!(
-        "one of {words} is wanted, but {} was found",
-        shown(text)
-    ))
+    let wanted = one_of(words);
+    Err(format!("{wanted} is wanted, but {} was found", shown(text)))
+}
+
+fn one_of(words: &[&str]) -> String {
+    let words: Vec<String> = words.iter().map(|word| format!("{word:?}")).collect();
+    format!("one of {}", words.join(", "))
 }
 
 fn address(text: &str) -> Result<SocketAddr, String> {

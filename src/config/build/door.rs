@@ -158,8 +158,8 @@ impl Builder<'_> {
     fn demand_tls_files(&mut self) {
         for name in TLS_FILES {
             let path = ["listener", name];
-            let known = |fault: &Fault| fault.key == path.join(".");
-            // One that is written badly is among the faults already.
+            let known = |fault: &Fault| ["listener", &path.join(".")].contains(&&*fault.key);
+            // One that is written badly, as the whole table may be, is among the faults already.
             if self.checked.text(&path).is_none() && !self.faults.iter().any(known) {
                 let fault = self.checked.missing(&path.map(str::to_owned));
                 self.faults.push(fault);
