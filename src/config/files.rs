@@ -110,14 +110,24 @@ pub(super) fn private_key(reader: &Reader, path: &Path) -> Result<PrivateKey, St
             _ => format!("the file can't be read: {error}"),
         })?;
     let der = PrivateKeyDer::from_pem_slice(&content.bytes).map_err(|error| match error {
+        _ if is_encrypted(&content.bytes) => {
+            "the private key in it is encrypted: it must stand there without a passphrase"
+                .to_owned()
+        }
         pem::Error::NoItemsFound => "there's no private key in it".to_owned(),
         pem::Error::MissingSectionEnd { .. } => "it's cut short: a section has no end".to_owned(),
-        _ => "it isn't a private key in PEM".to_owned(),
+        _ => "it isn't well-formed PEM".to_owned(),
     })?;
     Ok(PrivateKey {
         der,
         open_to_others: content.mode & 0o007 != 0,
     })
+}
+
+/// PKCS #8 says so in the label (RFC 7468, section 11), older forms in a header (RFC 1421, section 4.6.1.1).
+fn is_encrypted(pem: &[u8]) -> bool {
+    let word = b"ENCRYPTED";
+    pem.windows(word.len()).any(|window| window == word)
 }
 
 fn several<T>(
@@ -138,7 +148,7 @@ fn several<T>(
             "{}: it's cut short: a section has no end",
             path.display()
         )),
-        Err(_) => Err(format!("{}: it isn't PEM", path.display())),
+        Err(_) => Err(format!("{}: it isn't well-formed PEM", path.display())),
     }
 }
 
