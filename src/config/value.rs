@@ -51,7 +51,8 @@ fn shown(text: &str) -> String {
     }
 }
 
-fn is_like_a_key(text: &str) -> bool {
+/// Letters and digits, as many as a key has.
+pub(super) fn is_like_a_key(text: &str) -> bool {
     text.len() >= KEY_LENGTH_MIN
         && text.bytes().all(|byte| byte.is_ascii_alphanumeric())
         && text.bytes().any(|byte| byte.is_ascii_digit())

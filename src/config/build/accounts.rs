@@ -12,6 +12,7 @@ use crate::config::fault::Place;
 use crate::config::fault::dotted;
 use crate::config::files;
 use crate::config::layers::At;
+use crate::config::value::is_like_a_key;
 use crate::name::AccountName;
 use crate::name::UpstreamName;
 
@@ -28,7 +29,12 @@ impl Builder<'_> {
             let upstream = checked.text(&key("upstream")).and_then(|upstream| {
                 let known = checked.names("upstreams");
                 if !known.contains(&upstream) {
-                    let message = format!("there is no [{}]", dotted(&["upstreams", upstream]));
+                    // A key on the line beside its own isn't repeated.
+                    let message = if is_like_a_key(upstream) {
+                        "there is no upstream of that name".to_owned()
+                    } else {
+                        format!("there is no [{}]", dotted(&["upstreams", upstream]))
+                    };
                     let hint = closest(upstream, &known);
                     self.report(&key("upstream"), At::Value, message, hint);
                     return None;
