@@ -115,6 +115,35 @@ async fn a_restart_with_both_processes_on_a_passed_socket_refuses_nobody_either(
     println!("{} calls, 0 failed", restarted(true).await);
 }
 
+/// At its limit of connections a process takes no more, and at its end it leaves them to the next one.
+#[tokio::test]
+async fn what_waits_in_a_passed_sockets_queue_is_left_for_the_next_process() {
+    let pki = Pki::new();
+    let (upstream, gate) = Upstream::held(&pki).await;
+    let socket = TcpListener::bind("127.0.0.1:0").unwrap();
+    let start = async || {
+        let setup = Setup::new(&pki, Some(upstream.address));
+        let launch = Launch::passing(&[socket.as_fd()]);
+        Gateway::start_by(launch, setup, &["--set", "listener.connections_max=2"]).await
+    };
+    let mut old = start().await;
+    let call = |client: Client| tokio::spawn(async move { client.call(READ, "{}").await });
+    let served = call(old.client(&pki));
+    upstream.arrived(1).await;
+    let mut idle = old.client(&pki).stream().await.unwrap();
+    let waiting = call(old.client(&pki));
+    old.signal("TERM");
+    // Idle connections are closed once no more are taken, so that there's room again.
+    assert_eq!(idle.read(&mut [0; 1]).await.unwrap_or(0), 0);
+    gate.add_permits(2);
+    assert_eq!(served.await.unwrap().status, 200);
+    assert_eq!(old.ended().await.code(), Some(0));
+    assert_eq!(upstream.seen().len(), 1);
+    assert!(!waiting.is_finished());
+    let _young = start().await;
+    assert_eq!(waiting.await.unwrap().status, 200);
+}
+
 /// Who was let in just before the end has been answered by nobody yet, and can't know that the end is near.
 #[tokio::test]
 async fn a_connection_that_was_let_in_shortly_before_the_end_may_ask_once() {
