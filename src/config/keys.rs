@@ -202,7 +202,7 @@ pub const KEYS: &[Key] = &[
         "listener.reuse_port",
         Kind::Boolean,
         Fallback::Value("false"),
-        "Let a second process listen on the same port (SO_REUSEPORT), if it's told so too. Otherwise that's an error. Not without loss: connections in the queue of the one that ends are reset. A passed socket keeps its queue.",
+        "Let a second process listen on the same port (SO_REUSEPORT), if it's told so too. Otherwise that's an error. Not quite without loss: a connection that comes while the one that ends closes its own queue is reset. A passed socket has one queue for both.",
     ),
     key(
         "admin.address",
