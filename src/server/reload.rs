@@ -211,14 +211,15 @@ impl Reloader {
         };
         let took = self.in_force.proxy.clock.now() - began;
         let took_ms = u64::try_from(took.as_millis()).unwrap_or(u64::MAX);
-        // systemd asks whether it's over, not how it went; that's in the status.
-        notify::status(match &taken {
-            Ok(_) => "serving what is configured",
-            Err(_) => {
+        // systemd asks whether it's over, not how it went; that's in the status. Of a process that's ending it hears something else.
+        if !self.draining.is_cancelled() {
+            notify::status(if taken.is_ok() {
+                "serving what is configured"
+            } else {
                 "serving what was configured before: what is written now was refused, see the log"
-            }
-        });
-        notify::ready();
+            });
+            notify::ready();
+        }
         let result = match &taken {
             Ok(Taken::Unchanged) => {
                 tracing::info!(took_ms, "configuration unchanged");
