@@ -57,6 +57,7 @@ use crate::listener::standing::Standing;
 use crate::listener::tls::Holder;
 use crate::listener::tls::Terms;
 use crate::observe::metrics::Metrics;
+use crate::observe::metrics::UNKNOWN_CALLER;
 use crate::observe::remote::Remote;
 use crate::stop::Stop;
 
@@ -103,6 +104,9 @@ const PING_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Connections that are looked at in a row after a reload. A certificate takes about a tenth of a millisecond.
 const REVIEW_BATCH: usize = 16;
+
+/// Connections that end so are told one by one up to here; of more, their number.
+const REVIEW_LINES_MAX: usize = 20;
 
 /// How long to wait when the kernel won't give a connection, mostly for want of descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
@@ -187,24 +191,35 @@ impl Listener {
     pub async fn review(&self, knows: impl Fn(&Presented) -> bool) {
         let gate = self.gate.load_full();
         let open = self.open.all();
-        let mut verified = HashMap::new();
+        let (mut verified, mut ended) = (HashMap::new(), 0);
         for batch in open.chunks(REVIEW_BATCH) {
             for standing in batch {
                 let verdict = standing.verify_as_one_of(&mut verified, &gate, &self.clock);
                 let reason = match verdict {
                     Ok(()) if knows(&standing.peer.presented) => continue,
-                    Ok(()) => "unknown-caller",
+                    Ok(()) => UNKNOWN_CALLER,
                     Err(reason) => reason,
                 };
-                standing.leave();
+                if !standing.turn_out() {
+                    continue;
+                }
                 self.metrics
                     .downstream_closed_by_reload
                     .with_label_values(&[reason])
                     .inc();
-                let peer = standing.peer.address;
-                tracing::info!(%peer, reason, "a connection ends: it wouldn't be let in any more");
+                ended += 1;
+                if ended <= REVIEW_LINES_MAX {
+                    let peer = standing.peer.address;
+                    tracing::info!(%peer, reason, "a connection ends: it wouldn't be let in any more");
+                }
             }
             yield_now().await;
+        }
+        if ended > REVIEW_LINES_MAX {
+            tracing::info!(
+                connections = ended,
+                "so many connections end: they wouldn't be let in any more"
+            );
         }
     }
 

@@ -7,6 +7,7 @@ use std::sync::Mutex;
 use std::sync::MutexGuard;
 use std::sync::OnceLock;
 use std::sync::PoisonError;
+use std::sync::atomic::AtomicBool;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -38,6 +39,7 @@ pub struct Standing {
     refused: OnceLock<&'static str>,
     /// It's to end with what is under way.
     leave: CancellationToken,
+    turned_out: AtomicBool,
 }
 
 impl Standing {
@@ -69,6 +71,7 @@ impl Standing {
             verified_by: AtomicU64::new(verified_by),
             refused: OnceLock::new(),
             leave: CancellationToken::new(),
+            turned_out: AtomicBool::new(false),
         })
     }
 
@@ -124,9 +127,10 @@ impl Standing {
         verdict
     }
 
-    /// It ends with what is under way.
-    pub(super) fn leave(&self) {
+    /// It ends with what is under way. `false` if that was said before.
+    pub(super) fn turn_out(&self) -> bool {
         self.leave.cancel();
+        !self.turned_out.swap(true, Ordering::AcqRel)
     }
 
     /// It's to end.

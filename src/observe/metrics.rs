@@ -115,6 +115,9 @@ pub const HANDSHAKE_FAILURES: [&str; 13] = [
     "timeout",
 ];
 
+/// Why a reload ends a connection whose certificate is as good as before.
+pub const UNKNOWN_CALLER: &str = "unknown-caller";
+
 /// What can come of a reload.
 pub const RELOADS: [&str; 3] = ["reloaded", "unchanged", "refused"];
 
@@ -229,7 +232,13 @@ impl Metrics {
         build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
         for reason in HANDSHAKE_FAILURES {
             metrics.handshake_failures.with_label_values(&[reason]);
+            metrics
+                .downstream_closed_by_reload
+                .with_label_values(&[reason]);
         }
+        metrics
+            .downstream_closed_by_reload
+            .with_label_values(&[UNKNOWN_CALLER]);
         for result in RELOADS {
             metrics.reloads.with_label_values(&[result]);
         }
