@@ -191,7 +191,13 @@ fn files_that_keys_name_are_not_needed_and_not_looked_into() {
         with.contains("app_key_file = \"$CREDENTIALS_DIRECTORY/main\" # --set\n"),
         "{with}"
     );
-    let files = ["gateway.pem", "gateway.key", "callers-ca.pem", "main.key"];
+    let files = [
+        "gateway.pem",
+        "gateway.key",
+        "callers-ca.pem",
+        "upstream-ca.pem",
+        "main.key",
+    ];
     for file in files {
         std::fs::write(setup.path(file), "nonsense").unwrap();
     }
@@ -207,7 +213,7 @@ fn files_that_keys_name_are_not_needed_and_not_looked_into() {
 fn no_file_that_a_key_names_is_opened() {
     let setup = good();
     let text = std::fs::read_to_string(setup.path("gateway.toml")).unwrap();
-    let text = text.replace("roots = \"callers-ca.pem\"\n", "");
+    let text = text.replace("roots = \"upstream-ca.pem\"\n", "");
     std::fs::write(setup.path("gateway.toml"), text).unwrap();
     let files = ["gateway.pem", "gateway.key", "callers-ca.pem", "main.key"];
     for file in files {

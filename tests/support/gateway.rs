@@ -77,6 +77,7 @@ impl Setup {
         for (file, text) in [
             ("gateway.pem", &server.certificate),
             ("callers-ca.pem", &pki.certificate()),
+            ("upstream-ca.pem", &pki.certificate()),
         ] {
             tools::write(&folder.path().join(file), text, 0o644);
         }
@@ -132,7 +133,7 @@ impl Setup {
         let text = format!(
             "[listener]\n{door}\nconnections_max = 2000\n{listener}\n\
              [admin]\naddress = \"127.0.0.1:0\"\n\
-             [upstreams.kybio]\nbase_url = \"https://upstream.test{port}/pospal-api2\"\nroots = \"callers-ca.pem\"\n{resolve}{kybio}\n\
+             [upstreams.kybio]\nbase_url = \"https://upstream.test{port}/pospal-api2\"\nroots = \"upstream-ca.pem\"\n{resolve}{kybio}\n\
              [accounts.main]\nupstream = \"kybio\"\napp_id = \"{APP_ID}\"\napp_key_file = \"main.key\"\n\
              [callers.orders]\n{orders}\n\
              [log]\nlevel = \"{level}\"\n\
