@@ -314,14 +314,31 @@ impl Gateway {
         self.printed.lock().unwrap().clone()
     }
 
+    /// The lines after the mark; of thousands, only those that aren't a request's.
+    fn printed_since(&self, mark: usize) -> Vec<String> {
+        let mut lines = self.printed.lock().unwrap()[mark..].to_vec();
+        if lines.len() > 500 {
+            lines.retain(|line| !line.contains("\"message\":\"request\""));
+        }
+        lines
+    }
+
     /// Waits for a log line that is so.
     pub async fn event(&self, wanted: impl Fn(&Value) -> bool) -> Value {
+        self.event_since(0, wanted).await
+    }
+
+    /// Waits for a log line that is so and that came after the mark.
+    async fn event_since(&self, mark: usize, wanted: impl Fn(&Value) -> bool) -> Value {
         let mut lines = self.lines.clone();
+        let mut looked_at = mark;
         let found = async {
             loop {
                 lines.borrow_and_update();
-                let events = self.printed();
-                let mut events = events
+                // Each line is looked at once: under load there are thousands.
+                let new = self.printed.lock().unwrap()[looked_at..].to_vec();
+                looked_at += new.len();
+                let mut events = new
                     .iter()
                     .filter_map(|line| serde_json::from_str::<Value>(line).ok());
                 if let Some(event) = events.find(|event| wanted(event)) {
@@ -336,7 +353,7 @@ impl Gateway {
         };
         match tokio::time::timeout(PATIENCE, found).await {
             Ok(event) => event,
-            Err(_) => panic!("no such event: {:#?}", self.printed()),
+            Err(_) => panic!("no such event: {:#?}", self.printed_since(mark)),
         }
     }
 
