@@ -47,6 +47,7 @@ mod configuration; // F2: faults are told all at once, with their places
 mod drain; // an orderly end
 mod observing; // metrics, log, health
 mod protocols; // HTTP/1.1, HTTP/2, curl
+mod reloads; // U2: a new configuration is taken whole while calls go on, or not at all
 mod restart; // U1: a restart on a passed socket refuses nobody; a second process on the port
 mod schema; // editors are told what the gateway takes
 mod shown; // what holds, and where it comes from

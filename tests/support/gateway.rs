@@ -24,6 +24,7 @@ use crate::support::pki::Pair;
 use crate::support::pki::Pki;
 use crate::support::tools;
 use crate::support::tools::PATIENCE;
+use crate::support::upstream::Upstream;
 
 pub const ORDERS: &str = "spiffe://shop.example/orders";
 pub const APP_ID: &str = "abcdefghijklmn";
@@ -52,15 +53,23 @@ impl Door {
     }
 }
 
+/// What becomes of a reload, as the log says it.
+pub const RELOADED: &str = "configuration reloaded";
+pub const UNCHANGED: &str = "configuration unchanged";
+pub const NOT_RELOADED: &str = "configuration not reloaded";
+
 /// What a test wants configured. The rest is the usual: one account `main`, one caller `orders` that may do everything.
 pub struct Setup {
     pub folder: TempDir,
     pub upstream: Option<SocketAddr>,
     pub door: Door,
+    /// Lines before all tables.
+    pub top: String,
     /// Lines of these tables.
     pub listener: String,
     pub kybio: String,
     pub orders: String,
+    pub runtime: String,
     /// Whole tables besides.
     pub more: String,
     /// The upstream's, where it isn't the usual.
@@ -90,14 +99,29 @@ impl Setup {
             folder,
             upstream,
             door: Door::Tls,
+            top: none(),
             listener: none(),
             kybio: none(),
             orders,
+            runtime: none(),
             more: none(),
             port: None,
             level: "info",
             environment: Vec::new(),
         }
+    }
+
+    /// Where only a signal reloads.
+    pub fn reloaded_by_hand(pki: &Pki, upstream: &Upstream) -> Self {
+        let mut setup = Self::new(pki, Some(upstream.address));
+        setup.runtime.push_str("reload_interval = \"0s\"\n");
+        setup
+    }
+
+    /// Tables come and go as files of this folder.
+    pub fn include_folder(&mut self, name: &str) {
+        std::fs::create_dir(self.path(name)).unwrap();
+        self.top = format!("include = [\"{name}/*.toml\"]\n");
     }
 
     pub fn path(&self, file: &str) -> PathBuf {
@@ -117,9 +141,11 @@ impl Setup {
     pub fn write(&self) -> PathBuf {
         let door = self.door.lines();
         let Self {
+            top,
             listener,
             kybio,
             orders,
+            runtime,
             more,
             level,
             port,
@@ -131,13 +157,13 @@ impl Setup {
             .unwrap_or_default();
         let port = port.map(|port| format!(":{port}")).unwrap_or_default();
         let text = format!(
-            "[listener]\n{door}\nconnections_max = 2000\n{listener}\n\
+            "{top}[listener]\n{door}\nconnections_max = 2000\n{listener}\n\
              [admin]\naddress = \"127.0.0.1:0\"\n\
              [upstreams.kybio]\nbase_url = \"https://upstream.test{port}/pospal-api2\"\nroots = \"upstream-ca.pem\"\n{resolve}{kybio}\n\
              [accounts.main]\nupstream = \"kybio\"\napp_id = \"{APP_ID}\"\napp_key_file = \"main.key\"\n\
              [callers.orders]\n{orders}\n\
              [log]\nlevel = \"{level}\"\n\
-             [runtime]\ndrain_delay = \"0s\"\ndrain_timeout = \"5s\"\n{more}"
+             [runtime]\ndrain_delay = \"0s\"\ndrain_timeout = \"5s\"\n{runtime}{more}"
         );
         let path = self.path("gateway.toml");
         std::fs::write(&path, text).unwrap();
@@ -323,13 +349,18 @@ impl Gateway {
         lines
     }
 
+    /// So many lines there are by now: for [`event_since`](Self::event_since).
+    pub fn mark(&self) -> usize {
+        self.printed.lock().unwrap().len()
+    }
+
     /// Waits for a log line that is so.
     pub async fn event(&self, wanted: impl Fn(&Value) -> bool) -> Value {
         self.event_since(0, wanted).await
     }
 
     /// Waits for a log line that is so and that came after the mark.
-    async fn event_since(&self, mark: usize, wanted: impl Fn(&Value) -> bool) -> Value {
+    pub async fn event_since(&self, mark: usize, wanted: impl Fn(&Value) -> bool) -> Value {
         let mut lines = self.lines.clone();
         let mut looked_at = mark;
         let found = async {
@@ -386,6 +417,28 @@ impl Gateway {
                 .status
                 .success()
         );
+    }
+
+    /// Asks for a reload, and waits for the first word on it.
+    pub async fn hang_up(&self) -> Value {
+        let mark = self.mark();
+        self.signal("HUP");
+        self.word_on_reload(mark).await
+    }
+
+    /// The first word on a reload after the mark.
+    pub async fn word_on_reload(&self, mark: usize) -> Value {
+        self.event_since(mark, |event| {
+            [RELOADED, UNCHANGED, NOT_RELOADED].contains(&event["message"].as_str().unwrap_or(""))
+        })
+        .await
+    }
+
+    /// Asks for a reload that finds something new and good.
+    pub async fn reload(&self) -> Value {
+        let event = self.hang_up().await;
+        assert_eq!(event["message"], RELOADED, "{event}");
+        event
     }
 
     /// Waits for its end.

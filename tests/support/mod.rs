@@ -3,6 +3,8 @@
 
 pub mod client;
 pub mod gateway;
+pub mod load;
+pub mod mount;
 pub mod pki;
 pub mod replies;
 pub mod tools;
@@ -12,5 +14,6 @@ pub use client::Answer;
 pub use client::Client;
 pub use gateway::Gateway;
 pub use gateway::Setup;
+pub use load::Load;
 pub use pki::Pki;
 pub use upstream::Upstream;

@@ -66,6 +66,9 @@ pub fn signature(key: &str, body: &[u8]) -> String {
 
 pub const SUCCESS: &str = r#"{"status":"success","messages":[],"errorCode":null}"#;
 
+pub const BADLY_SIGNED: &str =
+    r#"{"status":"error","messages":["the signature isn't right"],"errorCode":1}"#;
+
 /// What the host does with a connection, from the first packet on. Each is asked once, in this order.
 pub trait Script: Send + Sync + 'static {
     /// A connection has been accepted.
@@ -186,6 +189,22 @@ impl Script for Refusing {
 
     fn act(&self, _: &Seen) -> Act {
         Act::ok(self.answer)
+    }
+}
+
+/// A host that, as the real one does, refuses what isn't signed with a key that it knows.
+pub struct Knowing {
+    pub keys: Arc<Mutex<Vec<String>>>,
+}
+
+impl Script for Knowing {
+    fn act(&self, seen: &Seen) -> Act {
+        let keys = self.keys.lock().unwrap();
+        if keys.iter().any(|key| seen.is_signed_with(key)) {
+            Act::ok(SUCCESS)
+        } else {
+            Act::ok(BADLY_SIGNED)
+        }
     }
 }
 
