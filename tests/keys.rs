@@ -1,7 +1,13 @@
-//! Promise S2: a missing, empty or open key file disables its account alone, and never leads to an unsigned request.
+//! Promise S2: a missing, empty or open key file disables its account alone, and never leads to an unsigned request. At a reload the account
+//! goes on with the key it had.
 
-use crate::support::gateway::{APP_KEY, Setup};
-use crate::support::{Gateway, Pki, Upstream, tools};
+use crate::support::gateway::{APP_KEY, NOT_RELOADED, Setup};
+use crate::support::{Answer, Gateway, Pki, Upstream, tools};
+
+const WRITE: &str = "customerOpenApi/add";
+
+const KEEPING_KEY: &str = "kybio_gateway_accounts_keeping_key";
+const DISABLED: &str = "kybio_gateway_accounts_disabled";
 
 /// Name, content and mode of key files that can't be used, and what is said of each.
 const BAD: [(&str, Option<&str>, u32, &str); 6] = [
@@ -13,15 +19,26 @@ const BAD: [(&str, Option<&str>, u32, &str); 6] = [
     ("spaced", Some("two words"), 0o600, "white space"),
 ];
 
+fn put(setup: &Setup, file: &str, content: Option<&str>, mode: u32) {
+    let path = setup.path(file);
+    match content {
+        Some(content) => tools::write(&path, content, mode),
+        None => std::fs::remove_file(path).unwrap(),
+    }
+}
+
+fn told(answer: &Answer) -> (u16, &str) {
+    (
+        answer.status.as_u16(),
+        answer.header("kybio-gateway-outcome"),
+    )
+}
+
 async fn with_bad_accounts(pki: &Pki, upstream: &Upstream) -> Setup {
     let mut setup = Setup::new(pki, Some(upstream.address));
     for (number, (name, content, mode, _)) in BAD.into_iter().enumerate() {
         setup.account(name, &format!("APP{number}"), content.unwrap_or_default());
-        let path = setup.path(&format!("{name}.key"));
-        match content {
-            Some(content) => tools::write(&path, content, mode),
-            None => std::fs::remove_file(path).unwrap(),
-        }
+        put(&setup, &format!("{name}.key"), content, mode);
     }
     setup.orders.push_str("default_account = \"main\"\n");
     setup
@@ -145,4 +162,149 @@ async fn white_space_around_a_key_does_not_count() {
     let gateway = setup.start().await;
     gateway.client(&pki).call("customerOpenApi/add", "{}").await;
     assert!(upstream.only().is_signed_with(APP_KEY));
+}
+
+#[tokio::test]
+async fn an_emptied_or_unreadable_key_keeps_the_key_before_it() {
+    let pki = Pki::new();
+    let upstream = Upstream::start(&pki).await;
+    let mut setup = Setup::reloaded_by_hand(&pki, &upstream);
+    setup.account("other", "zyxwvutsrqponm", "other-key");
+    setup.orders.push_str("default_account = \"main\"\n");
+    let gateway = setup.start().await;
+    let client = gateway.client(&pki);
+    let on_other = [("kybio-gateway-account", "other")];
+    let mut key = APP_KEY.to_owned();
+    for (number, (name, content, mode, said)) in BAD.into_iter().enumerate() {
+        put(&gateway.setup, "main.key", content, mode);
+        // The rest of the set is taken.
+        let other = format!("other-key-{number}");
+        tools::write(&gateway.setup.path("other.key"), &other, 0o600);
+        let mark = gateway.mark();
+        gateway.reload().await;
+        let event = gateway
+            .event_since(mark, |event| {
+                event["message"] == "account goes on with the key it had"
+            })
+            .await;
+        assert_eq!(
+            (&event["level"], &event["account"]),
+            (&"WARN".into(), &"main".into()),
+            "{name}"
+        );
+        assert!(
+            event["fault"].as_str().unwrap().contains(said),
+            "{name}: {event}"
+        );
+        assert_eq!(
+            told(&client.call(WRITE, "{}").await),
+            (200, "done"),
+            "{name}"
+        );
+        assert!(upstream.last().is_signed_with(&key), "{name}");
+        let answer = client.call_with(WRITE, &on_other, "{}").await;
+        assert_eq!(told(&answer), (200, "done"), "{name}");
+        assert!(upstream.last().is_signed_with(&other), "{name}");
+        assert_eq!(gateway.metric(KEEPING_KEY).await, 1.0, "{name}");
+        assert_eq!(gateway.metric(DISABLED).await, 0.0, "{name}");
+
+        // It goes on being kept at reloads that are about something else.
+        let other = format!("other-key-{number}-again");
+        tools::write(&gateway.setup.path("other.key"), &other, 0o600);
+        gateway.reload().await;
+        client.call(WRITE, "{}").await;
+        assert!(upstream.last().is_signed_with(&key), "{name}");
+        assert_eq!(gateway.metric(KEEPING_KEY).await, 1.0, "{name}");
+
+        key = format!("key-number-{number}");
+        tools::write(&gateway.setup.path("main.key"), &key, 0o600);
+        gateway.reload().await;
+        client.call(WRITE, "{}").await;
+        assert!(upstream.last().is_signed_with(&key), "{name}");
+        assert_eq!(gateway.metric(KEEPING_KEY).await, 0.0, "{name}");
+    }
+}
+
+/// A key belongs to one appId at one host (S3): with another, the account is a new one, and a bad key file disables it.
+#[tokio::test]
+async fn a_key_is_not_kept_for_another_app_id_or_another_host() {
+    let pki = Pki::new();
+    let (upstream, elsewhere) = (Upstream::start(&pki).await, Upstream::start(&pki).await);
+    for change in ["app_id", "upstream"] {
+        let before = upstream.seen().len();
+        let mut setup = Setup::reloaded_by_hand(&pki, &upstream);
+        setup.account("moved", "MOVED", "moved-key");
+        setup.orders.push_str("default_account = \"main\"\n");
+        setup.more.push_str(&format!(
+            "[upstreams.elsewhere]\nbase_url = \"https://upstream.test/pospal-api2\"\nroots = \"upstream-ca.pem\"\nresolve = [\"{}\"]\n",
+            elsewhere.address
+        ));
+        let mut gateway = setup.start().await;
+        let client = gateway.client(&pki);
+        let on_moved = [("kybio-gateway-account", "moved")];
+        let answer = client.call_with(WRITE, &on_moved, "{}").await;
+        assert_eq!(told(&answer), (200, "done"), "{change}");
+        let more = &mut gateway.setup.more;
+        *more = match change {
+            "app_id" => more.replace("\"MOVED\"", "\"OTHER\""),
+            _ => more.replacen("upstream = \"kybio\"", "upstream = \"elsewhere\"", 1),
+        };
+        gateway.setup.write();
+        put(&gateway.setup, "moved.key", Some(""), 0o600);
+        gateway.reload().await;
+        let answer = client.call_with(WRITE, &on_moved, "{}").await;
+        let refusal = (
+            503,
+            "account-disabled".to_owned(),
+            "not-sent".to_owned(),
+            "yes".to_owned(),
+        );
+        assert_eq!(answer.refusal(), refusal, "{change}");
+        assert_eq!(gateway.metric(DISABLED).await, 1.0, "{change}");
+        assert_eq!(gateway.metric(KEEPING_KEY).await, 0.0, "{change}");
+        assert_eq!(upstream.seen().len(), before + 1, "{change}");
+    }
+    assert!(elsewhere.seen().is_empty());
+}
+
+#[tokio::test]
+async fn an_account_that_was_disabled_at_start_serves_once_its_key_is_mended() {
+    let pki = Pki::new();
+    let upstream = Upstream::start(&pki).await;
+    let setup = Setup::reloaded_by_hand(&pki, &upstream);
+    tools::write(&setup.path("main.key"), "", 0o600);
+    let gateway = setup.start().await;
+    let client = gateway.client(&pki);
+    assert_eq!(client.call(WRITE, "{}").await.status, 503);
+    assert_eq!(gateway.admin_get("/readyz").await.0, 503);
+    tools::write(&gateway.setup.path("main.key"), APP_KEY, 0o600);
+    gateway.reload().await;
+    assert_eq!(told(&client.call(WRITE, "{}").await), (200, "done"));
+    assert_eq!(gateway.admin_get("/readyz").await.0, 200);
+    assert_eq!(gateway.metric(DISABLED).await, 0.0);
+}
+
+/// Who had a key goes on with it even where a bad key would have refused a start; who never had one is a fault of the set.
+#[tokio::test]
+async fn where_bad_keys_refuse_a_start_they_refuse_a_reload_unless_there_was_a_good_one() {
+    let pki = Pki::new();
+    let upstream = Upstream::start(&pki).await;
+    let mut setup = Setup::reloaded_by_hand(&pki, &upstream);
+    setup.runtime.push_str("on_bad_key = \"refuse\"\n");
+    setup.orders.push_str("default_account = \"main\"\n");
+    let mut gateway = setup.start().await;
+    let client = gateway.client(&pki);
+    tools::write(&gateway.setup.path("main.key"), "", 0o600);
+    gateway.reload().await;
+    assert_eq!(told(&client.call(WRITE, "{}").await), (200, "done"));
+    assert!(upstream.last().is_signed_with(APP_KEY));
+    assert_eq!(gateway.metric(KEEPING_KEY).await, 1.0);
+
+    gateway.setup.account("other", "zyxwvutsrqponm", "");
+    gateway.setup.write();
+    let event = gateway.hang_up().await;
+    assert_eq!(event["message"], NOT_RELOADED, "{event}");
+    let fault = event["fault"].as_str().unwrap();
+    assert!(fault.contains("accounts.other.app_key_file"), "{fault}");
+    assert_eq!(told(&client.call(WRITE, "{}").await), (200, "done"));
 }

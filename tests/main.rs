@@ -35,7 +35,7 @@ mod samples; // the documented calls, end to end to the stand-in host
 mod turns; // how many calls at a time, and who goes next
 
 // Secrets
-mod keys; // S2: a bad key file disables its account alone
+mod keys; // S2: a bad key file disables its account alone; at a reload the key before it is kept
 mod secrets; // S1: nothing that comes out holds a key or a signature
 
 // Feel
