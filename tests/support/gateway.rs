@@ -410,6 +410,22 @@ impl Gateway {
         line.map_or(0.0, |value| value.parse().unwrap())
     }
 
+    /// Waits until a series has come to that, and returns what it's at.
+    pub async fn metric_reaches(&self, series: &str, least: f64) -> f64 {
+        let reached = async {
+            loop {
+                let value = self.metric(series).await;
+                if value >= least {
+                    return value;
+                }
+            }
+        };
+        match tokio::time::timeout(PATIENCE, reached).await {
+            Ok(value) => value,
+            Err(_) => panic!("{series} is {}, not {least}", self.metric(series).await),
+        }
+    }
+
     pub fn signal(&self, name: &str) {
         let pid = self.pid().to_string();
         assert!(

@@ -2,6 +2,7 @@
 //! process of its own, and clients for HTTP/1.1 and HTTP/2. Nothing here uses the product's code.
 
 pub mod client;
+pub mod frames;
 pub mod gateway;
 pub mod load;
 pub mod mount;
