@@ -46,7 +46,7 @@ mod demo; // F1: one command to a signed call in front of your eyes
 mod checks; // F2: what would show only later, or only to callers, is told by `check`
 mod configuration; // F2: faults are told all at once, with their places
 mod continuity; // U2: what is under way, and what is remembered, outlives a reload
-mod drain; // an orderly end
+mod drain; // U1: an orderly end
 mod observing; // metrics, log, health
 mod protocols; // HTTP/1.1, HTTP/2, curl
 mod reloads; // U2: a new configuration is taken whole while calls go on, or not at all

@@ -113,12 +113,26 @@ impl Client {
 
     /// The TLS stream alone, for those who want to write their own bytes.
     pub async fn stream(&self) -> Result<TlsStream<TcpStream>, Failure> {
-        let Way::Tls(address, tls) = &self.way else {
+        let Way::Tls(address, _) = &self.way else {
             panic!("there is no TLS");
         };
         let stream = TcpStream::connect(address).await?;
+        self.shake_hands(stream).await
+    }
+
+    async fn shake_hands(&self, stream: TcpStream) -> Result<TlsStream<TcpStream>, Failure> {
+        let Way::Tls(_, tls) = &self.way else {
+            panic!("there is no TLS");
+        };
         let name = ServerName::try_from("gateway.test")?;
         Ok(tls.connect(name, stream).await?)
+    }
+
+    /// Its next request goes over this connection.
+    pub async fn goes_over(&self, stream: TcpStream) -> Result<(), Failure> {
+        let stream = self.shake_hands(stream).await?;
+        *self.sender.lock().await = Some(over_tls(stream).await?);
+        Ok(())
     }
 
     pub fn request(
@@ -216,18 +230,19 @@ impl Client {
         match &self.way {
             Way::Plain(address) => http1(TcpStream::connect(address).await?).await,
             Way::Unix(path) => http1(UnixStream::connect(path).await?).await,
-            Way::Tls(..) => {
-                let stream = self.stream().await?;
-                if stream.get_ref().1.alpn_protocol() != Some(b"h2") {
-                    return http1(stream).await;
-                }
-                let (sender, connection) =
-                    http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await?;
-                tokio::spawn(connection);
-                Ok(Sender::Http2(sender))
-            }
+            Way::Tls(..) => over_tls(self.stream().await?).await,
         }
     }
+}
+
+/// HTTP/1.1 or HTTP/2, as TLS agreed on.
+async fn over_tls(stream: TlsStream<TcpStream>) -> Result<Sender, Failure> {
+    if stream.get_ref().1.alpn_protocol() != Some(b"h2") {
+        return http1(stream).await;
+    }
+    let (sender, connection) = http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await?;
+    tokio::spawn(connection);
+    Ok(Sender::Http2(sender))
 }
 
 async fn http1(

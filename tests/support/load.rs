@@ -7,7 +7,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -72,6 +72,8 @@ pub struct Tally {
     pub raced: usize,
     /// Answers with `Connection: close`.
     pub asked_to_leave: usize,
+    /// HTTP/1.1 answers without it, to requests that began after [`Load::asks_to_leave_from_now`].
+    pub not_asked_to_leave: usize,
     /// Kept connections that had ended before anything was written onto them, or whose end came with the word that a request wasn't
     /// looked at.
     pub ended_politely: usize,
@@ -120,6 +122,7 @@ struct Crowd {
     answered: watch::Sender<usize>,
     /// Each request has a number of its own.
     number: AtomicUsize,
+    leaving: AtomicBool,
 }
 
 /// The callers at work, until they're told to stop or nobody listens any more.
@@ -139,6 +142,7 @@ impl Load {
             tally: Mutex::default(),
             answered: watch::Sender::new(0),
             number: AtomicUsize::new(0),
+            leaving: AtomicBool::new(false),
         });
         let callers = shape.http1 + shape.http2;
         let pause = Duration::from_secs(1) * u32::try_from(callers).unwrap() / shape.rate;
@@ -213,6 +217,11 @@ impl Load {
         while old.strong_count() > 0 {
             self.goes_on(1).await;
         }
+    }
+
+    /// The gateway has said that it ends: each answer from now on is looked at for `Connection: close`.
+    pub fn asks_to_leave_from_now(&self) {
+        self.crowd.leaving.store(true, Ordering::SeqCst);
     }
 
     pub fn so_far(&self) -> Tally {
@@ -398,6 +407,7 @@ async fn http1(crowd: &Crowd, kept: &mut Option<Box<Http1>>, body: &str) -> Outc
     }
     // It's kept again only after a whole answer.
     let mut line = kept.take().unwrap();
+    let leaving = crowd.leaving.load(Ordering::SeqCst);
     let answer = match line.exchange(body).await {
         Ok(answer) => answer,
         Err(Broken { got: 0, .. }) if line.kept => return Outcome::Raced,
@@ -411,6 +421,9 @@ async fn http1(crowd: &Crowd, kept: &mut Option<Box<Http1>>, body: &str) -> Outc
     if answer.header("connection") == "close" {
         crowd.tally.lock().unwrap().asked_to_leave += 1;
     } else {
+        if leaving {
+            crowd.tally.lock().unwrap().not_asked_to_leave += 1;
+        }
         line.kept = true;
         *kept = Some(line);
     }
