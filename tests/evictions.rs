@@ -485,3 +485,29 @@ async fn a_thousand_idle_connections_of_a_removed_caller_are_closed() {
     assert!(serves(&bystander).await);
     assert_eq!(gateway.metric(ACCEPTED).await, accepted);
 }
+
+#[tokio::test]
+async fn a_connection_that_is_already_leaving_is_counted_once() {
+    let pki = Pki::new();
+    let (upstream, gate) = Upstream::held(&pki).await;
+    let gateway = setup(&pki, &upstream).start().await;
+    let lost = client(&gateway, &pki, &tills(&pki), WAYS[0]);
+    let call = tokio::spawn(async move { lost.call(WRITE, "{}").await });
+    upstream.arrived(1).await;
+    std::fs::remove_file(gateway.setup.path("callers.d/tills.toml")).unwrap();
+    gateway.reload().await;
+    // It waits for its answer, while other reloads come.
+    for serial in [2, 3] {
+        revoke(&gateway.setup, &[&pki], &[serial]);
+        gateway.reload().await;
+    }
+    let closed = closed_by_reload("unknown-caller");
+    assert_eq!(gateway.metric_reaches(&closed, 1.0).await, 1.0);
+    gate.add_permits(1);
+    let answer = call.await.unwrap();
+    assert_eq!(
+        (answer.status.as_u16(), answer.header("connection")),
+        (200, "close")
+    );
+    assert_eq!(gateway.metric(&closed).await, 1.0);
+}
