@@ -308,3 +308,21 @@ async fn where_bad_keys_refuse_a_start_they_refuse_a_reload_unless_there_was_a_g
     assert!(fault.contains("accounts.other.app_key_file"), "{fault}");
     assert_eq!(told(&client.call(WRITE, "{}").await), (200, "done"));
 }
+
+/// The upstream's name is the operator's word for a host: what it stands for may be another.
+#[tokio::test]
+async fn a_key_is_not_kept_for_another_host_behind_the_same_name() {
+    let pki = Pki::new();
+    let upstream = Upstream::start(&pki).await;
+    let gateway = Setup::reloaded_by_hand(&pki, &upstream).start().await;
+    let client = gateway.client(&pki);
+    assert_eq!(told(&client.call(WRITE, "{}").await), (200, "done"));
+    tools::change(&gateway.setup.path("gateway.toml"), |text| {
+        text.replace("https://upstream.test/", "https://elsewhere.test/")
+    });
+    put(&gateway.setup, "main.key", Some(""), 0o600);
+    gateway.reload().await;
+    let refusal = client.call(WRITE, "{}").await.refusal();
+    assert_eq!((refusal.0, &*refusal.1), (503, "account-disabled"));
+    assert_eq!(gateway.metric(KEEPING_KEY).await, 0.0);
+}

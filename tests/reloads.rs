@@ -5,9 +5,11 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use rcgen::date_time_ymd;
 use serde_json::Value;
+use tokio::time::interval;
 
 use crate::support::gateway::{APP_KEY, NOT_RELOADED, ORDERS, RELOADED, UNCHANGED};
 use crate::support::load::Shape;
@@ -905,4 +907,28 @@ async fn pausing_by_reload_is_a_kill_switch() {
         3.0,
         "on the same connections all the time"
     );
+}
+
+/// What holds when the process is asked to end holds to its end, also where the timer has just seen a change.
+#[tokio::test]
+async fn nothing_is_reloaded_once_the_end_has_begun() {
+    let pki = Pki::new();
+    let upstream = Upstream::start(&pki).await;
+    let mut setup = Setup::new(&pki, Some(upstream.address));
+    setup.runtime.push_str("reload_interval = \"1s\"\n");
+    let mut gateway = Gateway::start(setup, &["--set", "runtime.drain_delay=3s"]).await;
+    // The files don't come to rest before the end has begun: the timer waits for that.
+    let (mut number, mut changes) = (0, interval(Duration::from_millis(100)));
+    while number < 25 {
+        changes.tick().await;
+        number += 1;
+        let key = format!("key-number-{number}");
+        tools::write(&gateway.setup.path("main.key"), key, 0o600);
+    }
+    gateway.signal("TERM");
+    assert_eq!(gateway.ended().await.code(), Some(0));
+    let lines = gateway.printed();
+    let end = lines.iter().position(|line| line.contains("asked to end"));
+    let after = lines[end.unwrap()..].join("\n");
+    assert!(!after.contains(RELOADED), "{after}");
 }
