@@ -259,9 +259,12 @@ fn a_missing_file_and_a_misused_command_line_have_their_own_exit_codes() {
 fn included_files_bring_more_tables() {
     let (setup, text) = good();
     let text = format!("include = [\"accounts.d/*.toml\"]\n{text}");
+    // What it held would be gone without a word.
+    let (code, said) = check(&setup, &text);
+    assert_eq!(code, Some(78), "a folder that isn't there isn't: {said}");
+    std::fs::create_dir(setup.path("accounts.d")).unwrap();
     let (code, said) = check(&setup, &text);
     assert_eq!(code, Some(0), "an empty folder is fine: {said}");
-    std::fs::create_dir(setup.path("accounts.d")).unwrap();
     let folder = setup.path("accounts.d");
     tools::write(&folder.join("store.key"), "key", 0o600);
     std::fs::write(

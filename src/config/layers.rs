@@ -278,7 +278,7 @@ impl File {
                     }
                     found.extend(paths.into_iter().map(|path| Included { path, item }));
                 }
-                Some(Err(error)) => fault(format!("not a pattern: {}", error.msg)),
+                Some(Err(message)) => fault(message),
                 None => fault("the path isn't UTF-8".to_owned()),
             }
         }

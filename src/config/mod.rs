@@ -20,6 +20,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::account::Account;
+use crate::account::AppKey;
 use crate::config::build::Builder;
 use crate::config::changes::Written;
 use crate::config::check::Checked;
@@ -134,6 +135,32 @@ pub fn load(
     reader: &Reader,
     now: Duration,
 ) -> Result<Config, Faults> {
+    for _ in 0..READINGS_MAX {
+        let read = load_once(path, flags, reader, now);
+        if reader.is_of_one_moment() {
+            return read;
+        }
+    }
+    Err(Faults(vec![Fault {
+        place: Place::File {
+            path: path.to_owned(),
+            line: None,
+        },
+        key: String::new(),
+        message: "files changed while they were read, again and again".to_owned(),
+        hint: None,
+    }]))
+}
+
+/// A set whose files change under the reading is read anew: it would be of two minds.
+const READINGS_MAX: usize = 5;
+
+fn load_once(
+    path: &Path,
+    flags: &[(String, String)],
+    reader: &Reader,
+    now: Duration,
+) -> Result<Config, Faults> {
     reader.forget();
     let mut faults = Vec::new();
     let layers = Layers::read(path, flags, reader, &mut faults);
@@ -176,29 +203,26 @@ pub fn load(
 }
 
 impl Config {
-    /// Decides about bad keys. An account goes on with the key that it had in `before`, if it's still the same account; those are
-    /// returned. Another one is disabled, with a notice, or all is refused, as configured.
+    /// Decides about bad keys. An account goes on with the key that it `had`, if it had one; those are returned. Another one is disabled,
+    /// with a notice, or all is refused, as configured.
     ///
     /// # Errors
     /// With [`OnBadKey::Refuse`], the bad keys that there's nothing to go on with.
     pub fn settle_keys(
         &mut self,
-        before: &[Arc<Account>],
+        had: impl Fn(&Account) -> Option<Arc<AppKey>>,
     ) -> Result<Vec<(AccountName, Fault)>, Faults> {
         let mut kept = Vec::new();
         let mut lost = Vec::new();
         for (name, fault) in std::mem::take(&mut self.bad_keys) {
-            let account = self
-                .accounts
-                .iter_mut()
-                .find(|account| account.name == name);
-            let had = before.iter().find(|account| account.name == name);
-            match (account, had) {
-                (Some(account), Some(had)) if had.key.is_ok() && had.is_same_at_kybio(account) => {
-                    *account = Arc::new(account.with_key(had.key.clone()));
+            let mut accounts = self.accounts.iter_mut();
+            let account = accounts.find(|account| account.name == name);
+            match account.and_then(|account| Some((had(account)?, account))) {
+                Some((key, account)) => {
+                    *account = Arc::new(account.with_key(Ok(key)));
                     kept.push((name, fault));
                 }
-                _ => lost.push(fault),
+                None => lost.push(fault),
             }
         }
         if self.on_bad_key == OnBadKey::Refuse && !lost.is_empty() {

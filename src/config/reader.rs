@@ -15,6 +15,8 @@ use std::path::PathBuf;
 use std::sync::Mutex;
 use std::sync::MutexGuard;
 use std::sync::PoisonError;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering;
 
 use rustix::fs::OFlags;
 use rustix::fs::Stat;
@@ -29,6 +31,8 @@ pub struct Reader {
     blind: bool,
     keys: RandomState,
     seen: Mutex<Seen>,
+    /// A file had another content when it was read a second time.
+    torn: AtomicBool,
 }
 
 /// What was read, by content. Digests are keyed anew for each process, and never shown: some are of secrets.
@@ -55,6 +59,7 @@ impl Default for Reader {
             blind: false,
             keys: RandomState::new(),
             seen: Mutex::default(),
+            torn: AtomicBool::new(false),
         }
     }
 }
@@ -83,6 +88,13 @@ impl Reader {
     /// Begins anew.
     pub fn forget(&self) {
         *self.lock() = Seen::default();
+        self.torn.store(false, Ordering::Release);
+    }
+
+    /// Whether all that was read is of one moment: nothing of it has changed since.
+    #[must_use]
+    pub fn is_of_one_moment(&self) -> bool {
+        self.blind || (!self.torn.load(Ordering::Acquire) && self.is_still(&self.seen()))
     }
 
     /// Whether all of it is still as it was.
@@ -117,18 +129,22 @@ impl Reader {
         }
         let content = open(path, limit);
         let entry = (limit, self.digest(&content));
-        self.lock().files.insert(path.to_owned(), entry);
+        let before = self.lock().files.insert(path.to_owned(), entry);
+        if before.is_some_and(|(_, digest)| digest != entry.1) {
+            self.torn.store(true, Ordering::Release);
+        }
         content
     }
 
     /// The files that a pattern matches, in the order of their names.
-    pub(super) fn matches(&self, pattern: &str) -> Result<Vec<PathBuf>, glob::PatternError> {
-        let found = glob::glob(pattern)?
-            .filter_map(Result::ok)
-            .collect::<Vec<_>>();
+    ///
+    /// # Errors
+    /// When it isn't a pattern, or a folder can't be read.
+    pub(super) fn matches(&self, pattern: &str) -> Result<Vec<PathBuf>, String> {
+        let found = matches(pattern);
         let digest = self.keys.hash_one(&found);
         self.lock().patterns.insert(pattern.to_owned(), digest);
-        Ok(found)
+        found
     }
 
     /// Remembers what was read some other way.
@@ -170,11 +186,22 @@ impl Seen {
     }
 }
 
-fn matches(pattern: &str) -> Vec<PathBuf> {
-    glob::glob(pattern).map_or_else(
-        |_| Vec::new(),
-        |paths| paths.filter_map(Result::ok).collect(),
-    )
+/// A folder of files may be empty. One that isn't there, or can't be looked into, isn't: what it holds would be gone without a word.
+fn matches(pattern: &str) -> Result<Vec<PathBuf>, String> {
+    let paths = glob::glob(pattern).map_err(|error| format!("not a pattern: {}", error.msg))?;
+    let unreadable = |path: &Path, error: &io::Error| match error.kind() {
+        ErrorKind::NotFound => format!("there is no folder {}", path.display()),
+        _ => format!("the folder {} can't be read: {error}", path.display()),
+    };
+    if let Some((plain, _)) = pattern.split_once(['*', '?', '['])
+        && let Some(folder) = Path::new(&format!("{plain}x")).parent()
+        && !folder.as_os_str().is_empty()
+    {
+        std::fs::read_dir(folder).map_err(|error| unreadable(folder, &error))?;
+    }
+    paths
+        .map(|path| path.map_err(|error| unreadable(error.path(), error.error())))
+        .collect()
 }
 
 /// What is checked is what is read: the open file, not its name. A pipe of that name isn't waited for.
