@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use anyhow::Context;
+use tokio::runtime;
 use tokio::signal::unix::Signal;
 use tokio::signal::unix::SignalKind;
 use tokio::signal::unix::signal;
@@ -28,13 +29,15 @@ use crate::stop::Stop;
 pub(super) fn run(configured: &Configured) -> anyhow::Result<ExitCode> {
     // First of all: there's no other thread yet.
     let passed = Passed::take();
+    // A wish to reload that comes while it starts is no wish to end.
+    let hang_up = hang_up_watched().context("watching for signals")?;
     let reader = Arc::new(Reader::default());
     let (path, set) = (configured.config.clone(), configured.set.clone());
     let clock = Clock::system();
     let now = clock.clone();
     let load = move |reader: &Reader| config::load(&path, &set, reader, now.since_epoch());
     let loaded = load(&reader).and_then(|mut config| {
-        config.settle_keys(&[])?;
+        config.settle_keys(|_| None)?;
         Ok(config)
     });
     let config = match loaded {
@@ -71,8 +74,8 @@ pub(super) fn run(configured: &Configured) -> anyhow::Result<ExitCode> {
     let admin = server.admin_address().context("the admin's address")?;
     let passed = server.is_passed().then_some(true);
     let beside = async move {
-        match watch() {
-            Ok((signals, hang_up)) => {
+        match Signals::watch() {
+            Ok(signals) => {
                 // Whoever reads this may send signals: it's said once they're watched.
                 tracing::info!(version = env!("CARGO_PKG_VERSION"), %address, %admin, passed, "listening");
                 notify::status(&format!("serving at {address}"));
@@ -100,8 +103,11 @@ pub(super) fn run(configured: &Configured) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn watch() -> io::Result<(Signals, Signal)> {
-    Ok((Signals::watch()?, signal(SignalKind::hangup())?))
+/// From now on a SIGHUP doesn't end the process by itself. That needs a runtime for a moment; what comes is told to those that run later.
+fn hang_up_watched() -> io::Result<Signal> {
+    let runtime = runtime::Builder::new_current_thread().enable_io().build()?;
+    let _within = runtime.enter();
+    signal(SignalKind::hangup())
 }
 
 /// The first SIGTERM or SIGINT starts the end, a second one is the end.

@@ -545,10 +545,13 @@ impl Listener {
             () = stop.cut.cancelled() => return,
         }
         connection.as_mut().graceful_shutdown();
+        // A reload may have given calls more time than they had when this connection began.
+        let leaving = self.gate.load().settings.leaving_timeout;
+        let leaving = leaving.max(settings.leaving_timeout);
         tokio::select! {
             ended = connection => self.ended(address, ended),
             // HTTP/2 goes on taking requests until the caller answers a ping, which it may never do.
-            () = sleep(settings.leaving_timeout) => {}
+            () = sleep(leaving) => {}
             () = silent => {}
             () = stop.cut.cancelled() => {}
         }

@@ -88,7 +88,7 @@ impl Standing {
 
     /// Verifies the certificates, if `gate` isn't the one that did so last.
     pub(super) fn verify(&self, gate: &Gate, clock: &Clock) -> Verdict {
-        self.verdict(gate)
+        self.verdict(gate, clock)
             .unwrap_or_else(|| self.settle(gate, verify(gate, &self.chain, clock)))
     }
 
@@ -99,7 +99,7 @@ impl Standing {
         gate: &Gate,
         clock: &Clock,
     ) -> Verdict {
-        self.verdict(gate).unwrap_or_else(|| {
+        self.verdict(gate, clock).unwrap_or_else(|| {
             let verdict = verified
                 .entry(&self.chain)
                 .or_insert_with(|| verify(gate, &self.chain, clock));
@@ -108,9 +108,13 @@ impl Standing {
     }
 
     /// What's known already. Once the certificates are refused they stay so.
-    fn verdict(&self, gate: &Gate) -> Option<Verdict> {
+    fn verdict(&self, gate: &Gate, clock: &Clock) -> Option<Verdict> {
         if let Some(reason) = self.refused.get() {
             return Some(Err(reason));
+        }
+        // A connection is asked to end with its certificate, but HTTP/2 can go on asking for a while, and the wall clock can jump.
+        if self.ends.is_some_and(|ends| clock.since_epoch() >= ends) {
+            return Some(self.settle(gate, Err("expired")));
         }
         (self.verified_by.load(Ordering::Acquire) >= gate.number).then_some(Ok(()))
     }

@@ -274,6 +274,8 @@ impl Server {
             tokio::spawn(beside);
             supervise(reports, self.stop, &runtime_now, file).await
         });
+        // A name that's being resolved, or a file on a server that doesn't answer, isn't waited for.
+        runtime.shutdown_background();
         for worker in threads {
             if worker.join().is_err() {
                 return Err(Error::System(io::Error::other("a worker thread panicked")));
@@ -338,7 +340,7 @@ fn work(
     passed: bool,
     stop: &Stop,
 ) -> io::Result<Cut> {
-    runtime.block_on(async {
+    let cut = runtime.block_on(async {
         let door = Socket::from_bound(door)?;
         let (connections, attempts) = (TaskTracker::new(), worker.attempts().clone());
         let sweeper = tokio::spawn(sweep(Arc::clone(&worker)));
@@ -362,7 +364,9 @@ fn work(
         sweeper.abort();
         worker.line().pools().for_each(|pool| pool.close());
         Ok(cut)
-    })
+    });
+    runtime.shutdown_background();
+    cut
 }
 
 async fn sweep(worker: Arc<Worker>) {

@@ -2,6 +2,7 @@
 //!
 //! What didn't change is carried over. What is under way finishes by what it began with.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering;
@@ -15,6 +16,7 @@ use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
 use crate::account::Account;
+use crate::account::AppKey;
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::config::Runtime;
@@ -39,6 +41,7 @@ use crate::server::Error;
 use crate::server::check_descriptors;
 use crate::server::notify;
 use crate::slots::Slots;
+use crate::upstream::BaseUrl;
 use crate::upstream::probe;
 
 /// Reads a whole configuration, and blocks while it does.
@@ -81,6 +84,17 @@ pub(super) struct InForce {
     pub(super) proxy: Arc<Proxy>,
     pub(super) accounts: Vec<Arc<Account>>,
     pub(super) written: Written,
+}
+
+impl InForce {
+    /// The key of an account, if it's the same merchant at the same host: a key goes nowhere else.
+    fn key(&self, account: &Account, host: &BaseUrl) -> Option<Arc<AppKey>> {
+        let mut accounts = self.accounts.iter();
+        let had = accounts.find(|had| had.name == account.name)?;
+        let route = self.proxy.routes.get(&had.upstream)?;
+        let same = had.is_same_at_kybio(account) && route.upstream.settings().base_url == *host;
+        had.key.as_ref().ok().filter(|_| same).cloned()
+    }
 }
 
 /// Why what is written isn't taken.
@@ -165,6 +179,9 @@ impl Reloader {
                     }
                 }
             }
+            if self.draining.is_cancelled() {
+                break;
+            }
             seen = self.reload().await;
         }
         loop {
@@ -188,7 +205,13 @@ impl Reloader {
                 return true;
             }
             before = now;
-            sleep(REST).await;
+            tokio::select! {
+                biased;
+                () = self.draining.cancelled() => return false,
+                // Who asks doesn't wait for the files to come to rest.
+                () = self.source.asked.notified() => return true,
+                () = sleep(REST) => {}
+            }
         }
         true
     }
@@ -251,8 +274,16 @@ impl Reloader {
 
     /// A configuration without faults: what of it can be taken is.
     fn settle(&mut self, mut config: Config) -> Result<Taken, Refusal> {
+        let hosts: HashMap<_, _> = config
+            .upstreams
+            .iter()
+            .map(|route| (route.upstream.name.clone(), route.upstream.base_url.clone()))
+            .collect();
         let kept = config
-            .settle_keys(&self.in_force.accounts)
+            .settle_keys(|account| {
+                let host = hosts.get(&account.upstream)?;
+                self.in_force.key(account, host)
+            })
             .map_err(Refusal::Faults)?;
         let waiting = config.written.keep_until_restart(&self.in_force.written);
         if !waiting.is_empty() {
