@@ -3,6 +3,7 @@
 
 use std::collections::BTreeSet;
 
+use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 
 use crate::support::frames::Frames;
@@ -135,6 +136,49 @@ async fn a_second_signal_ends_at_once() {
     gateway.signal("TERM");
     assert_eq!(gateway.ended().await.code(), Some(1));
     call.abort();
+}
+
+/// Those who have asked for nothing, or have been answered, lose nothing.
+#[tokio::test]
+async fn what_a_second_signal_cuts_off_is_counted() {
+    let pki = Pki::new();
+    for (uploading, code) in [(0, 0), (3, 1)] {
+        let setup = Setup::new(&pki, None);
+        let flags = ["--set", "runtime.drain_delay=1h"];
+        let mut gateway = Gateway::start(setup, &flags).await;
+        let client = gateway.client(&pki);
+        let mut streams = Vec::new();
+        for _ in 0..uploading {
+            let mut stream = client.stream().await.unwrap();
+            stream
+                .write_all(b"POST /openapi/v1/customerOpenApi/add HTTP/1.1\r\nhost: gateway.test\r\ncontent-type: application/json\r\ncontent-length: 9\r\n\r\n{")
+                .await
+                .unwrap();
+            streams.push(stream);
+        }
+        let idle = client.stream().await.unwrap();
+        gateway
+            .metric_reaches("kybio_gateway_requests_active", f64::from(uploading))
+            .await;
+        gateway
+            .metric_reaches(
+                "kybio_gateway_downstream_connections",
+                f64::from(uploading + 1),
+            )
+            .await;
+        gateway.signal("TERM");
+        gateway
+            .event(|event| event["message"] == "asked to end")
+            .await;
+        gateway.signal("TERM");
+        if uploading > 0 {
+            gateway
+                .event(|event| event["connections"] == uploading && event["calls"] == 0)
+                .await;
+        }
+        assert_eq!(gateway.ended().await.code(), Some(code));
+        drop((idle, streams));
+    }
 }
 
 #[tokio::test]

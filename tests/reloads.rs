@@ -11,7 +11,7 @@ use rcgen::date_time_ymd;
 use serde_json::Value;
 use tokio::time::interval;
 
-use crate::support::gateway::{APP_KEY, NOT_RELOADED, ORDERS, RELOADED, UNCHANGED};
+use crate::support::gateway::{APP_KEY, Door, NOT_RELOADED, ORDERS, RELOADED, UNCHANGED};
 use crate::support::load::Shape;
 use crate::support::mount::{Backup, Mount};
 use crate::support::pki::Wanted;
@@ -729,6 +729,42 @@ async fn what_changed_is_said_and_no_secret_with_it() {
     for line in out.lines() {
         assert!(!line.contains(CANARY), "{line}");
     }
+}
+
+/// Its callers would be known by other names than those that can come.
+#[tokio::test]
+async fn a_listener_of_another_kind_is_not_taken_in_part() {
+    let pki = Pki::new();
+    let upstream = Upstream::start(&pki).await;
+    let mut gateway = Setup::reloaded_by_hand(&pki, &upstream).start().await;
+    let client = gateway.client(&pki);
+    gateway.setup.door = Door::Unix;
+    gateway.setup.orders = gateway.setup.orders.replace(ORDERS, "uid:1000");
+    gateway.setup.write();
+    let word = gateway.hang_up().await;
+    assert_eq!(word["message"], NOT_RELOADED, "{word}");
+    let fault = text(&word, "fault");
+    assert!(
+        fault.contains("gateway.toml:1:2: listener: it's of another kind"),
+        "{fault}"
+    );
+    assert_eq!(told(&client.call(WRITE, "{}").await), (200, "done"));
+    assert_eq!(gateway.metric(LAST_RELOAD_SUCCESSFUL).await, 0.0);
+}
+
+/// Even if the process couldn't start with it.
+#[tokio::test]
+async fn what_waits_for_a_restart_keeps_nothing_else_waiting() {
+    let pki = Pki::new();
+    let upstream = Upstream::start(&pki).await;
+    let gateway = Setup::reloaded_by_hand(&pki, &upstream).start().await;
+    let client = gateway.client(&pki);
+    tools::change(&gateway.setup.path(CONFIG), |text| {
+        text.replace("connections_max = 2000", "connections_max = 1000000")
+            .replace("[callers.orders]", "[callers.orders]\npaused = true")
+    });
+    gateway.reload().await;
+    assert_eq!(told(&client.call(WRITE, "{}").await), (503, "not-sent"));
 }
 
 #[tokio::test]

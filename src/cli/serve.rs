@@ -95,7 +95,7 @@ pub(super) fn run(configured: &Configured) -> anyhow::Result<ExitCode> {
         tracing::error!(
             connections = cut.connections,
             calls = cut.calls,
-            "cut off: they didn't end within drain_timeout"
+            "cut off: what was under way when the time was up, or a second signal came"
         );
         return Ok(ExitCode::FAILURE);
     }

@@ -5,12 +5,15 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::path::Path;
 
+use crate::config::fault::Fault;
+use crate::config::fault::Place;
 use crate::config::fault::dotted;
 use crate::config::keys::AT_START_ALONE;
 use crate::config::keys::NAMED_TABLES;
 use crate::config::reader::SYSTEM_ROOTS;
 use crate::config::reader::Seen;
 use crate::config::value::Data;
+use crate::listener::socket::Address;
 
 /// What was written and read, kept to be compared with what is written and read later.
 #[derive(Debug, Default)]
@@ -19,6 +22,8 @@ pub struct Written {
     /// Keys whose values are names of files.
     pub(super) files: BTreeSet<Vec<String>>,
     pub(super) seen: Seen,
+    /// Where the listener's table is.
+    pub(super) listener: Place,
 }
 
 /// One difference.
@@ -100,6 +105,29 @@ impl Written {
             }
         }
         changes.into_iter().collect()
+    }
+
+    /// Why nothing of this can be taken by a process that runs with `before`: its listener is of another kind, with TLS or without, and
+    /// knows its callers by other names.
+    #[must_use]
+    pub fn other_door(&self, before: &Self) -> Option<Fault> {
+        let kind = |written: &Self| {
+            let value = |key: &str| {
+                let path = vec!["listener".to_owned(), key.to_owned()];
+                written.values.get(&path).cloned()
+            };
+            let unix = matches!(value("address"), Some(Data::Listen(Address::Unix(_))));
+            (
+                unix,
+                !unix && value("plaintext") == Some(Data::Boolean(true)),
+            )
+        };
+        (kind(self) != kind(before)).then(|| Fault {
+            place: self.listener.clone(),
+            key: "listener".to_owned(),
+            message: "it's of another kind than the one that listens: with TLS, without, or a unix socket".to_owned(),
+            hint: Some("nothing of this is taken without a restart".to_owned()),
+        })
     }
 
     /// What can't be changed but by a restart stays as it was in `before`. Returns the keys that wait for one.
@@ -196,6 +224,7 @@ mod tests {
                 .collect(),
             files: files.iter().map(|key| path(key)).collect(),
             seen: reader.seen(),
+            ..Written::default()
         }
     }
 

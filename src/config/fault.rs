@@ -4,7 +4,7 @@ use std::fmt;
 use std::path::PathBuf;
 
 /// Where a value was written.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Place {
     /// In a file; line and column are counted from 1.
     File {
@@ -18,6 +18,7 @@ pub enum Place {
     /// In `--set`.
     Flag,
     /// Nowhere.
+    #[default]
     Nowhere,
 }
 

@@ -27,6 +27,7 @@ use crate::config::check::Checked;
 use crate::config::fault::Fault;
 use crate::config::fault::Faults;
 use crate::config::fault::Place;
+use crate::config::layers::At;
 use crate::config::layers::Layers;
 use crate::config::reader::Reader;
 use crate::identity::Identity;
@@ -180,6 +181,7 @@ fn load_once(
     };
     match builder.config() {
         Some(config) if faults.is_empty() => {
+            let listener = layers.find(&["listener".to_owned()], At::Key);
             let (values, files) = checked.into_values();
             let seen = reader.seen();
             Ok(Config {
@@ -189,6 +191,7 @@ fn load_once(
                     values,
                     files,
                     seen,
+                    listener,
                 },
                 ..config
             })

@@ -31,6 +31,8 @@ pub struct Reader {
     blind: bool,
     keys: RandomState,
     seen: Mutex<Seen>,
+    /// What is being opened and read now.
+    opening: Mutex<Option<PathBuf>>,
     /// A file had another content when it was read a second time.
     torn: AtomicBool,
 }
@@ -59,6 +61,7 @@ impl Default for Reader {
             blind: false,
             keys: RandomState::new(),
             seen: Mutex::default(),
+            opening: Mutex::default(),
             torn: AtomicBool::new(false),
         }
     }
@@ -106,7 +109,7 @@ impl Reader {
     /// The same files and patterns, as they are now.
     #[must_use]
     pub fn look_again(&self, seen: &Seen) -> Seen {
-        let again = |path: &PathBuf, limit: u64| self.digest(&open(path, limit));
+        let again = |path: &PathBuf, limit: u64| self.digest(&self.open(path, limit));
         Seen {
             files: seen
                 .files
@@ -127,7 +130,7 @@ impl Reader {
         if self.blind {
             return Err(ErrorKind::Unsupported.into());
         }
-        let content = open(path, limit);
+        let content = self.open(path, limit);
         let entry = (limit, self.digest(&content));
         let before = self.lock().files.insert(path.to_owned(), entry);
         if before.is_some_and(|(_, digest)| digest != entry.1) {
@@ -151,6 +154,23 @@ impl Reader {
     pub(super) fn note(&self, what: &'static str, content: &impl Hash) {
         let digest = self.keys.hash_one(content);
         self.lock().others.insert(what, digest);
+    }
+
+    /// The file that is being opened or read just now.
+    #[must_use]
+    pub fn opening(&self) -> Option<PathBuf> {
+        self.opening
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+
+    fn open(&self, path: &Path, limit: u64) -> io::Result<Content> {
+        let now = |path| *self.opening.lock().unwrap_or_else(PoisonError::into_inner) = path;
+        now(Some(path.to_owned()));
+        let content = open(path, limit);
+        now(None);
+        content
     }
 
     fn lock(&self) -> MutexGuard<'_, Seen> {
@@ -277,6 +297,26 @@ mod tests {
         fs::write(&path, "one").expect("written");
         fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).expect("changed");
         assert!(reader.is_still(&seen), "the same again is no change");
+    }
+
+    #[test]
+    fn a_change_under_the_reading_is_seen() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("a");
+        let reader = Reader::default();
+        let read = || reader.read(&path, 100).map(drop).expect("read");
+        fs::write(&path, "one").expect("written");
+        read();
+        read();
+        assert!(reader.is_of_one_moment());
+        // What was used is the first content, though the second one is there to stay.
+        fs::write(&path, "two").expect("written");
+        assert!(!reader.is_of_one_moment());
+        read();
+        assert!(reader.is_still(&reader.seen()) && !reader.is_of_one_moment());
+        reader.forget();
+        read();
+        assert!(reader.is_of_one_moment());
     }
 
     #[test]

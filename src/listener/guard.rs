@@ -104,6 +104,13 @@ impl Activity {
         }
     }
 
+    /// There's a request whose answer hasn't been handed on, or the beginning of one.
+    #[must_use]
+    pub fn is_busy(&self) -> bool {
+        let state = self.state();
+        state.requests > 0 || state.head_since.is_some()
+    }
+
     /// Waits until there has been no request for so long.
     pub async fn idle_for(&self, time: Duration) {
         loop {

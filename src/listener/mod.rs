@@ -4,6 +4,7 @@
 pub mod guard;
 pub mod socket;
 pub mod standing;
+mod tickets;
 pub mod tls;
 
 use std::collections::HashMap;
@@ -11,6 +12,8 @@ use std::convert::Infallible;
 use std::future::pending;
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -30,6 +33,7 @@ use hyper_util::rt::TokioTimer;
 use hyper_util::server::graceful::GracefulConnection;
 use prometheus::IntGauge;
 use rustls::HandshakeKind;
+use rustls::ServerConfig;
 use tokio::io::AsyncRead;
 use tokio::io::AsyncWrite;
 use tokio::net::TcpStream;
@@ -54,6 +58,7 @@ use crate::listener::socket::Socket;
 use crate::listener::socket::Stream;
 use crate::listener::standing::Register;
 use crate::listener::standing::Standing;
+use crate::listener::tickets::Tickets;
 use crate::listener::tls::Holder;
 use crate::listener::tls::Terms;
 use crate::observe::metrics::Metrics;
@@ -116,6 +121,8 @@ pub struct Listener {
     gate: ArcSwap<Gate>,
     permits: Arc<Semaphore>,
     open: Register,
+    /// Connections that were cut off with a request on them.
+    cut: AtomicUsize,
     metrics: Arc<Metrics>,
     clock: Clock,
 }
@@ -159,13 +166,14 @@ impl Listener {
         let permits = Arc::new(Semaphore::new(settings.connections_max));
         let gate = Gate {
             settings,
-            terms,
+            terms: terms.map(|terms| with_tickets(terms, &clock)),
             number: 0,
         };
         Self {
             gate: ArcSwap::from_pointee(gate),
             permits,
             open: Register::default(),
+            cut: AtomicUsize::new(0),
             metrics,
             clock,
         }
@@ -178,6 +186,7 @@ impl Listener {
         // Where there was no TLS there's none until a restart, and the reverse.
         let terms = terms.filter(|_| before.terms.is_some());
         let number = before.number + u64::from(terms.is_some());
+        let terms = terms.map(|terms| with_tickets(terms, &self.clock));
         let terms = terms.or_else(|| before.terms.clone());
         self.gate.store(Arc::new(Gate {
             settings,
@@ -223,6 +232,12 @@ impl Listener {
         }
     }
 
+    /// Connections that were cut off with a request on them.
+    #[must_use]
+    pub fn cut(&self) -> usize {
+        self.cut.load(Ordering::Acquire)
+    }
+
     /// Takes connections until `stop` is closing, and then those that the kernel holds for us already, unless the socket is `shared`: then
     /// they're for the next process on it. Each runs in a task of `tasks`; `serve` answers its requests.
     ///
@@ -258,11 +273,7 @@ impl Listener {
             };
             match accepted {
                 Ok((stream, remote)) => take(stream, remote, permit),
-                Err(error) => {
-                    self.metrics.accept_errors.inc();
-                    tracing::warn!(%error, "a connection couldn't be taken");
-                    sleep(ACCEPT_PAUSE).await;
-                }
+                Err(error) => self.refused(&error).await,
             }
         }
         if shared {
@@ -277,11 +288,19 @@ impl Listener {
                 permit = self.permit() => permit,
                 () = stop.cut.cancelled() => return,
             };
-            let Ok((stream, remote)) = socket.accept() else {
-                return;
-            };
-            take(stream, remote, permit);
+            match socket.accept() {
+                Ok((stream, remote)) => take(stream, remote, permit),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+                Err(error) => self.refused(&error).await,
+            }
         }
+    }
+
+    /// The kernel won't give a connection.
+    async fn refused(&self, error: &io::Error) {
+        self.metrics.accept_errors.inc();
+        tracing::warn!(%error, "a connection couldn't be taken");
+        sleep(ACCEPT_PAUSE).await;
     }
 
     async fn permit(&self) -> OwnedSemaphorePermit {
@@ -489,12 +508,22 @@ impl Listener {
                 }
             };
             let silent = async {
-                stop.closing.cancelled().await;
+                tokio::select! {
+                    () = stop.closing.cancelled() => {}
+                    () = standing.left() => {}
+                }
                 sleep(settings.first_linger).await;
                 begun.idle_for(settings.first_linger).await;
             };
-            self.drive(connection, &standing, leave, silent, settings, &stop)
-                .await;
+            self.drive(
+                connection,
+                &standing,
+                &begun,
+                (leave, silent),
+                settings,
+                &stop,
+            )
+            .await;
         } else {
             let connection = http1::Builder::new()
                 // The guard has the clock for heads. `pipeline_flush` stays off: it costs a tenth.
@@ -510,8 +539,15 @@ impl Listener {
                     () = async { stop.closing.cancelled().await; first.await; sleep(settings.linger).await } => {}
                 }
             };
-            self.drive(connection, &standing, leave, pending(), settings, &stop)
-                .await;
+            self.drive(
+                connection,
+                &standing,
+                &begun,
+                (leave, pending()),
+                settings,
+                &stop,
+            )
+            .await;
         }
     }
 
@@ -530,8 +566,8 @@ impl Listener {
         &self,
         connection: impl GracefulConnection<Error = hyper::Error>,
         standing: &Standing,
-        leave: impl Future<Output = ()>,
-        silent: impl Future<Output = ()>,
+        activity: &Activity,
+        (leave, silent): (impl Future<Output = ()>, impl Future<Output = ()>),
         settings: &Settings,
         stop: &Stop,
     ) {
@@ -542,7 +578,7 @@ impl Listener {
             biased;
             ended = connection.as_mut() => return self.ended(address, ended),
             () = leave => {}
-            () = stop.cut.cancelled() => return,
+            () = stop.cut.cancelled() => return self.cut_off(activity),
         }
         connection.as_mut().graceful_shutdown();
         // A reload may have given calls more time than they had when this connection began.
@@ -553,7 +589,13 @@ impl Listener {
             // HTTP/2 goes on taking requests until the caller answers a ping, which it may never do.
             () = sleep(leaving) => {}
             () = silent => {}
-            () = stop.cut.cancelled() => {}
+            () = stop.cut.cancelled() => self.cut_off(activity),
+        }
+    }
+
+    fn cut_off(&self, activity: &Activity) {
+        if activity.is_busy() {
+            self.cut.fetch_add(1, Ordering::AcqRel);
         }
     }
 
@@ -566,5 +608,15 @@ impl Listener {
         } else {
             tracing::debug!(peer = %address, cause = %error, "a connection ended");
         }
+    }
+}
+
+/// Tickets end with the certificates of their sessions.
+fn with_tickets(terms: Terms, clock: &Clock) -> Terms {
+    let mut config = ServerConfig::clone(&terms.config);
+    config.ticketer = Arc::new(Tickets::new(Arc::clone(&config.ticketer), clock.clone()));
+    Terms {
+        config: Arc::new(config),
+        ..terms
     }
 }

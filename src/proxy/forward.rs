@@ -312,6 +312,10 @@ impl Line {
     /// What an answer says of the account's calls for the day.
     fn heed(&self, call: &Call<'_>, reply: &Reply, asked: Duration) {
         let (latches, account) = (&self.proxy.latches, call.grant.account());
+        if call.route.upstream.is_retired() {
+            // Another host may have its name by now, of whose quota this one says nothing.
+            return;
+        }
         match reply.verdict().class {
             Some(AnswerClass::QuotaExhausted) => {
                 let rules = &call.route.rules.quota;

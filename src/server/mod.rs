@@ -44,6 +44,9 @@ use crate::stop::Stop;
 /// Descriptors for everything but connections: files, runtimes, the admin's own.
 const DESCRIPTORS_RESERVED: u64 = 128;
 
+/// How long connections may take to end once they're cut off.
+const LAST_WORDS_TIMEOUT: Duration = Duration::from_secs(1);
+
 /// How often idle connections to upstreams are looked at.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
 
@@ -137,7 +140,7 @@ fn remedy(kind: io::ErrorKind) -> &'static str {
 /// What was cut off when the time was up.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Cut {
-    /// Connections of callers.
+    /// Connections of callers, with a request on them.
     pub connections: usize,
     /// Calls whose answer hadn't come.
     pub calls: usize,
@@ -169,6 +172,7 @@ impl Server {
         metrics.reload_success_time.set(now.as_secs_f64());
         let admin_door = socket::admin(passed.admin, config.admin)?;
         let door = socket::door(passed.listener, &config.door)?;
+        let connections_max = config.door.settings.connections_max;
         let listener = Arc::new(Listener::new(
             config.door.settings,
             config.door.terms,
@@ -180,6 +184,7 @@ impl Server {
                 proxy,
                 accounts: config.accounts,
                 written: config.written,
+                connections_max,
             },
             source,
             listener,
@@ -248,6 +253,7 @@ impl Server {
         drop((report, self.door.bound));
         let file = self.door.file;
         let (times, runtime_now) = watch::channel(self.runtime);
+        let listener = Arc::clone(&self.listener);
         let cut = runtime.block_on(async {
             self.admin_door.set_nonblocking(true)?;
             let admin_door = TcpListener::from_std(self.admin_door)?;
@@ -268,6 +274,7 @@ impl Server {
                     usable,
                     runtime: times,
                     draining: self.stop.draining.clone(),
+                    hanging: None,
                 };
                 tokio::spawn(reloader.run());
             }
@@ -281,17 +288,20 @@ impl Server {
                 return Err(Error::System(io::Error::other("a worker thread panicked")));
             }
         }
-        Ok(cut?)
+        Ok(Cut {
+            connections: listener.cut(),
+            calls: cut?,
+        })
     }
 }
 
 /// Waits for the end, and then for the workers; cuts them off when their time is up.
 async fn supervise(
-    mut reports: mpsc::Receiver<io::Result<Cut>>,
+    mut reports: mpsc::Receiver<io::Result<usize>>,
     stop: Stop,
     runtime: &watch::Receiver<Runtime>,
     file: Option<SocketFile>,
-) -> io::Result<Cut> {
+) -> io::Result<usize> {
     let early = tokio::select! {
         () = stop.draining.cancelled() => None,
         // A worker ends early only when it couldn't start. The others are brought to an orderly end, and the process fails.
@@ -310,28 +320,25 @@ async fn supervise(
     drop(file);
     stop.closing.cancel();
     let ended = async {
-        let mut cut = Cut::default();
+        let mut calls = 0;
         let mut failed = early.and_then(Result::err);
         while let Some(report) = reports.recv().await {
             match report {
-                Ok(worker) => {
-                    cut.connections += worker.connections;
-                    cut.calls += worker.calls;
-                }
+                Ok(cut) => calls += cut,
                 Err(error) => failed = Some(error),
             }
         }
-        failed.map_or(Ok(cut), Err)
+        failed.map_or(Ok(calls), Err)
     };
     let mut ended = std::pin::pin!(ended);
-    if let Ok(cut) = timeout(times.drain_timeout, ended.as_mut()).await {
-        return cut;
+    if let Ok(calls) = timeout(times.drain_timeout, ended.as_mut()).await {
+        return calls;
     }
     stop.cut.cancel();
     ended.await
 }
 
-/// One worker's life: its own runtime, connections and pools.
+/// One worker's life: its own runtime, connections and pools. Returns the calls that were cut off.
 fn work(
     runtime: runtime::Runtime,
     worker: Arc<Worker>,
@@ -339,17 +346,23 @@ fn work(
     door: Bound,
     passed: bool,
     stop: &Stop,
-) -> io::Result<Cut> {
-    let cut = runtime.block_on(async {
+) -> io::Result<usize> {
+    let calls = runtime.block_on(async {
         let door = Socket::from_bound(door)?;
         let (connections, attempts) = (TaskTracker::new(), worker.attempts().clone());
         let sweeper = tokio::spawn(sweep(Arc::clone(&worker)));
         let serving = Arc::clone(&worker);
         listener
-            .run(door, passed, stop.clone(), connections.clone(), move |peer, request| {
-                let line = serving.line();
-                async move { line.handle(&peer, request).await }
-            })
+            .run(
+                door,
+                passed,
+                stop.clone(),
+                connections.clone(),
+                move |peer, request| {
+                    let line = serving.line();
+                    async move { line.handle(&peer, request).await }
+                },
+            )
             .await;
         connections.close();
         attempts.close();
@@ -357,16 +370,21 @@ fn work(
             connections.wait().await;
             attempts.wait().await;
         };
-        let cut = tokio::select! {
-            () = ended => Cut::default(),
-            () = stop.cut.cancelled() => Cut { connections: connections.len(), calls: attempts.len() },
+        let calls = tokio::select! {
+            () = ended => 0,
+            () = stop.cut.cancelled() => {
+                let calls = attempts.len();
+                // They see it too, and say whether they had a request.
+                let _ = timeout(LAST_WORDS_TIMEOUT, connections.wait()).await;
+                calls
+            }
         };
         sweeper.abort();
         worker.line().pools().for_each(|pool| pool.close());
-        Ok(cut)
+        Ok(calls)
     });
     runtime.shutdown_background();
-    cut
+    calls
 }
 
 async fn sweep(worker: Arc<Worker>) {

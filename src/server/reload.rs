@@ -3,16 +3,19 @@
 //! What didn't change is carried over. What is under way finishes by what it began with.
 
 use std::collections::HashMap;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tokio::sync::Notify;
+use tokio::sync::oneshot;
 use tokio::sync::watch;
-use tokio::task::JoinError;
+use tokio::task::JoinHandle;
 use tokio::task::spawn_blocking;
 use tokio::time::sleep;
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use crate::account::Account;
@@ -62,6 +65,9 @@ pub struct Source {
 /// Between two looks at files that are just being changed.
 const REST: Duration = Duration::from_millis(500);
 
+/// How long all files together may take to be read. A file server that doesn't answer takes for ever.
+const READ_TIMEOUT: Duration = Duration::from_secs(30);
+
 /// After so many they're taken as they are: a set that isn't whole is refused, and looked at again.
 const LOOKS_MAX: usize = 20;
 
@@ -77,6 +83,8 @@ pub(super) struct Reloader {
     pub(super) usable: Arc<AtomicBool>,
     pub(super) runtime: watch::Sender<Runtime>,
     pub(super) draining: CancellationToken,
+    /// A reading that took too long.
+    pub(super) hanging: Option<JoinHandle<()>>,
 }
 
 /// The configuration that requests go by.
@@ -84,6 +92,8 @@ pub(super) struct InForce {
     pub(super) proxy: Arc<Proxy>,
     pub(super) accounts: Vec<Arc<Account>>,
     pub(super) written: Written,
+    /// Since the start.
+    pub(super) connections_max: usize,
 }
 
 impl InForce {
@@ -101,7 +111,9 @@ impl InForce {
 enum Refusal {
     Faults(Faults),
     Server(Error),
-    Lost(JoinError),
+    /// A file that's being opened or read, if it's known which.
+    Hangs(Option<PathBuf>),
+    Lost,
 }
 
 /// What came of a reload.
@@ -190,14 +202,53 @@ impl Reloader {
         }
     }
 
+    /// Reads files in a thread of its own, for as long as that may take. One that hangs isn't waited for, and nothing is read beside it.
+    async fn reading<T: Send + 'static>(
+        &mut self,
+        read: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<T, Refusal> {
+        let hangs = |source: &Source| Refusal::Hangs(source.reader.opening());
+        if self
+            .hanging
+            .as_ref()
+            .is_some_and(|task| !task.is_finished())
+        {
+            return Err(hangs(&self.source));
+        }
+        let (tell, told) = oneshot::channel();
+        // Nobody listens once it has taken too long.
+        let task = spawn_blocking(move || drop(tell.send(read())));
+        match timeout(READ_TIMEOUT, told).await {
+            Ok(Ok(content)) => Ok(content),
+            Ok(Err(_)) => Err(Refusal::Lost),
+            Err(_) => {
+                self.hanging = Some(task);
+                Err(hangs(&self.source))
+            }
+        }
+    }
+
+    /// What is written now isn't taken.
+    fn refused(&self, refusal: &Refusal) {
+        refusal.say();
+        let metrics = &self.in_force.proxy.metrics;
+        metrics.reloads.with_label_values(&["refused"]).inc();
+        metrics.reload_successful.set(0);
+    }
+
     /// Something has, and has come to rest since.
-    async fn has_changed(&self, seen: &Seen) -> bool {
+    async fn has_changed(&mut self, seen: &Seen) -> bool {
         let mut before = seen.clone();
         for look in 0..LOOKS_MAX {
             let reader = Arc::clone(&self.source.reader);
             let last = before.clone();
-            let now = spawn_blocking(move || reader.look_again(&last)).await;
-            let Ok(now) = now else { return false };
+            let now = match self.reading(move || reader.look_again(&last)).await {
+                Ok(now) => now,
+                Err(refusal) => {
+                    self.refused(&refusal);
+                    return false;
+                }
+            };
             if now == *seen {
                 return false;
             }
@@ -225,12 +276,14 @@ impl Reloader {
             Arc::clone(&self.source.load),
             Arc::clone(&self.source.reader),
         );
-        let loaded = spawn_blocking(move || load(&reader)).await;
+        let loaded = self.reading(move || load(&reader)).await;
         let seen = self.source.reader.seen();
         let taken = match loaded {
+            // Whatever it is, nobody goes by it any more.
+            _ if self.draining.is_cancelled() => return seen,
             Ok(Ok(config)) => self.settle(config),
             Ok(Err(faults)) => Err(Refusal::Faults(faults)),
-            Err(lost) => Err(Refusal::Lost(lost)),
+            Err(refusal) => Err(refusal),
         };
         let took = self.in_force.proxy.clock.now() - began;
         let took_ms = u64::try_from(took.as_millis()).unwrap_or(u64::MAX);
@@ -254,16 +307,14 @@ impl Reloader {
                 "reloaded"
             }
             Err(refusal) => {
-                refusal.say();
-                "refused"
+                self.refused(refusal);
+                return seen;
             }
         };
         metrics.reloads.with_label_values(&[result]).inc();
-        metrics.reload_successful.set(i64::from(taken.is_ok()));
-        if taken.is_ok() {
-            let now = self.in_force.proxy.clock.since_epoch();
-            metrics.reload_success_time.set(now.as_secs_f64());
-        }
+        metrics.reload_successful.set(1);
+        let now = self.in_force.proxy.clock.since_epoch();
+        metrics.reload_success_time.set(now.as_secs_f64());
         if matches!(taken, Ok(Taken::Reloaded(_))) {
             let callers = &self.in_force.proxy.callers;
             let knows = |presented: &_| callers.identify(presented).is_ok();
@@ -285,6 +336,10 @@ impl Reloader {
                 self.in_force.key(account, host)
             })
             .map_err(Refusal::Faults)?;
+        if let Some(fault) = config.written.other_door(&self.in_force.written) {
+            return Err(Refusal::Faults(Faults(vec![fault])));
+        }
+        config.door.settings.connections_max = self.in_force.connections_max;
         let waiting = config.written.keep_until_restart(&self.in_force.written);
         if !waiting.is_empty() {
             let needs_restart = waiting.join(", ");
@@ -322,12 +377,14 @@ impl Reloader {
         }
         self.source.log.set(config.log.level);
         self.runtime.send_replace(config.runtime);
+        let connections_max = self.in_force.connections_max;
         let before = std::mem::replace(
             &mut self.in_force,
             InForce {
                 proxy,
                 accounts: config.accounts,
                 written: config.written,
+                connections_max,
             },
         );
         let routes = &self.in_force.proxy.routes;
@@ -374,7 +431,19 @@ impl Refusal {
                 say_rest(faults.len(), "faults");
             }
             Self::Server(error) => tracing::error!(fault = %error, "{MESSAGE}"),
-            Self::Lost(error) => tracing::error!(fault = %error, "{MESSAGE}"),
+            Self::Hangs(path) => {
+                let path = path
+                    .as_ref()
+                    .map_or_else(|| "a file".to_owned(), |path| path.display().to_string());
+                let fault = format!(
+                    "{path}: reading it takes longer than {READ_TIMEOUT:?}; nothing more is read until that is over"
+                );
+                tracing::error!(fault, "{MESSAGE}");
+            }
+            Self::Lost => tracing::error!(
+                fault = "the gateway failed while it read; please report it",
+                "{MESSAGE}"
+            ),
         }
     }
 }

@@ -243,6 +243,12 @@ impl Upstream {
         self.breaker.retire();
     }
 
+    /// Another one has taken its place.
+    #[must_use]
+    pub fn is_retired(&self) -> bool {
+        self.retired.is_cancelled()
+    }
+
     fn count_probe(&self, reached: bool) {
         self.probes[usize::from(reached)].inc();
     }
