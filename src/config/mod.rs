@@ -17,6 +17,7 @@ mod value;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
+use std::thread::sleep;
 use std::time::Duration;
 
 use crate::account::Account;
@@ -136,11 +137,16 @@ pub fn load(
     reader: &Reader,
     now: Duration,
 ) -> Result<Config, Faults> {
-    for _ in 0..READINGS_MAX {
+    for pause in READING_PAUSES_MS {
         let read = load_once(path, flags, reader, now);
         if reader.is_of_one_moment() {
             return read;
         }
+        #[expect(
+            clippy::disallowed_methods,
+            reason = "it reads in a thread of its own, or before anything runs, and nobody says when a file is whole"
+        )]
+        sleep(Duration::from_millis(pause));
     }
     Err(Faults(vec![Fault {
         place: Place::File {
@@ -153,8 +159,8 @@ pub fn load(
     }]))
 }
 
-/// A set whose files change under the reading is read anew: it would be of two minds.
-const READINGS_MAX: usize = 5;
+/// A set whose files change under the reading is read anew after a pause: it would be of two minds.
+const READING_PAUSES_MS: [u64; 6] = [20, 50, 100, 200, 400, 800];
 
 fn load_once(
     path: &Path,
