@@ -10,7 +10,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout};
 use tokio_rustls::client::TlsStream;
 
-use crate::support::frames::Frames;
+use crate::support::frames::{Frames, GOAWAY};
 use crate::support::gateway::ORDERS;
 use crate::support::pki::{Pair, Wanted};
 use crate::support::tools::PATIENCE;
@@ -358,6 +358,41 @@ async fn a_request_on_an_open_connection_of_a_revoked_certificate_is_refused() {
         );
     }
     assert_eq!(upstream.seen().len(), 2);
+}
+
+/// Told to go, a caller of HTTP/2 that answers no ping can go on asking.
+#[tokio::test]
+#[expect(
+    clippy::disallowed_methods,
+    reason = "certificates go by the real time"
+)]
+async fn a_request_after_the_certificates_end_is_refused() {
+    let pki = Pki::new();
+    let (upstream, gate) = Upstream::held(&pki).await;
+    let gateway = setup(&pki, &upstream).start().await;
+    let until =
+        time::OffsetDateTime::from(std::time::SystemTime::now()) + time::Duration::seconds(2);
+    let short = pki.issue(&Wanted {
+        uris: &[ORDERS],
+        until,
+        ..Wanted::default()
+    });
+    let mut http2 = Frames::open(&client(&gateway, &pki, &short, ("h2", &TLS13))).await;
+    http2.ask(1, WRITE, "{}").await;
+    upstream.arrived(1).await;
+    http2.frame(GOAWAY).await;
+    http2.ask(3, WRITE, "{}").await;
+    let refused = http2.answer(3).await;
+    assert!(
+        refused.contains("\"code\":\"certificate-refused\""),
+        "{refused}"
+    );
+    gate.add_permits(1);
+    assert!(
+        http2.answer(1).await.contains("success"),
+        "what was under way ends well"
+    );
+    assert_eq!(upstream.seen().len(), 1);
 }
 
 /// A session is resumed without its certificate being shown again, so it must be looked at again.
