@@ -7,7 +7,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Args;
-use time::OffsetDateTime;
 use tokio::runtime;
 
 use crate::cli::Configured;
@@ -77,9 +76,7 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
 
 /// When something ends, for people.
 fn until(Ending { key, of, at }: &Ending, now: Duration) -> String {
-    let seconds = i64::try_from(at.as_secs()).unwrap_or(i64::MAX);
-    let day = OffsetDateTime::from_unix_timestamp(seconds)
-        .map_or_else(|_| "a day far away".to_owned(), |at| at.date().to_string());
+    let day = config::day(*at);
     let days = at.saturating_sub(now).as_secs() / (24 * 3_600);
     format!("{key}: {of} ends on {day}, in {days} days")
 }

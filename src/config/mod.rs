@@ -20,6 +20,8 @@ use std::sync::Arc;
 use std::thread::sleep;
 use std::time::Duration;
 
+use time::OffsetDateTime;
+
 use crate::account::Account;
 use crate::account::AppKey;
 use crate::config::build::Builder;
@@ -104,6 +106,14 @@ pub struct Ending {
     pub at: Duration,
 }
 
+/// A day in UTC, as 2026-12-31. `at` is wall time since 1970-01-01 UTC.
+#[must_use]
+pub fn day(at: Duration) -> String {
+    let at = i64::try_from(at.as_secs()).unwrap_or(i64::MAX);
+    OffsetDateTime::from_unix_timestamp(at)
+        .map_or_else(|_| "a day far away".to_owned(), |at| at.date().to_string())
+}
+
 /// What an account without a usable key means.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OnBadKey {
@@ -129,8 +139,10 @@ pub struct Runtime {
 /// Reads `path`, what it includes, the environment, and `flags` (`key`, `value`), and everything that they name. What was read is known to
 /// `reader` afterwards, also when there are faults. `now` is wall time since 1970-01-01 UTC: some of it may have ended.
 ///
+/// All of it is of one moment: what changes under the reading is read anew, up to some seconds long, during which this blocks.
+///
 /// # Errors
-/// All faults at once.
+/// All faults at once; or that the files never came to rest.
 pub fn load(
     path: &Path,
     flags: &[(String, String)],

@@ -13,7 +13,6 @@ use rustls::pki_types::CertificateDer;
 use rustls::pki_types::CertificateRevocationListDer;
 use rustls::pki_types::ServerName;
 use rustls::pki_types::UnixTime;
-use time::OffsetDateTime;
 use x509_parser::certificate::X509Certificate;
 use x509_parser::extensions::GeneralName;
 use x509_parser::parse_x509_certificate;
@@ -22,6 +21,7 @@ use x509_parser::revocation_list::CertificateRevocationList;
 use x509_parser::time::ASN1Time;
 
 use crate::config::Ending;
+use crate::config::day;
 
 /// The listener's files, as far as they could be read.
 pub(super) struct Trust<'a> {
@@ -226,10 +226,4 @@ fn parsed_lists<'a>(
 
 fn seconds(time: ASN1Time) -> Duration {
     Duration::from_secs(u64::try_from(time.timestamp()).unwrap_or_default())
-}
-
-fn day(at: Duration) -> String {
-    let at = i64::try_from(at.as_secs()).unwrap_or(i64::MAX);
-    OffsetDateTime::from_unix_timestamp(at)
-        .map_or_else(|_| "a day far away".to_owned(), |at| at.date().to_string())
 }
