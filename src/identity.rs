@@ -116,7 +116,7 @@ impl fmt::Display for Identity {
 }
 
 /// A caller whose identity was verified and whose name is known. Only [`Callers::identify`] makes one.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Caller(CallerName);
 
 impl Caller {

@@ -193,6 +193,18 @@ pub const KEYS: &[Key] = &[
         "Connections at a time; more wait in the kernel's queue. Must fit the descriptor limit.",
     ),
     key(
+        "listener.connections_per_address_max",
+        Kind::Integer(1, 1_000_000),
+        Fallback::Absent("5000"),
+        "Connections at a time from one address, or one IPv6 network of 64 bits; more are closed before TLS. Half of connections_max unless written, all of them without TLS. Not for a unix socket.",
+    ),
+    key(
+        "listener.connections_per_caller_max",
+        Kind::Integer(1, 1_000_000),
+        Fallback::Absent("5000"),
+        "Connections at a time of one caller; more are closed after the handshake. Certificates that belong to no caller count as one. Half of connections_max unless written, all of them in plaintext on loopback.",
+    ),
+    key(
         "listener.connection_age_max",
         Kind::Duration(SECOND, DAY),
         Fallback::Value(r#""1h""#),

@@ -30,22 +30,33 @@ use tokio::time::sleep;
 use tokio::time::sleep_until;
 
 use crate::clock::Clock;
-use crate::observe::metrics::Metrics;
+use crate::listener::frames::Meter;
+use crate::listener::report::Report;
+use crate::observe::remote::Remote;
 
 /// How long each may take.
 #[derive(Clone, Copy, Debug)]
-pub struct Limits {
+pub(super) struct Limits {
     /// Without any request.
-    pub idle: Duration,
-    /// From a head's first byte to its last; `None` on HTTP/2, whose frames say nothing of where a head ends.
-    pub head: Option<Duration>,
+    pub(super) idle: Duration,
+    /// From a head's first byte to its last; on HTTP/2, from the first byte of any frame or block of header fields.
+    pub(super) head: Duration,
     /// Without the caller taking a byte of what is written to it.
-    pub write: Duration,
+    pub(super) write: Duration,
+}
+
+/// What is spoken on a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Protocol {
+    /// HTTP/1.1, or 1.0.
+    Http1,
+    /// HTTP/2.
+    Http2,
 }
 
 /// What the connection is doing, shared by the stream and the service.
 #[derive(Clone, Debug)]
-pub struct Activity(Arc<Shared>);
+pub(super) struct Activity(Arc<Shared>);
 
 #[derive(Debug)]
 struct Shared {
@@ -67,7 +78,7 @@ struct State {
 impl Activity {
     /// Idle from `now` on.
     #[must_use]
-    pub fn new(now: Instant) -> Self {
+    pub(super) fn new(now: Instant) -> Self {
         let state = Mutex::new(State {
             requests: 0,
             idle_since: now,
@@ -80,7 +91,7 @@ impl Activity {
     }
 
     /// Waits for the connection's first request.
-    pub async fn begun(&self) {
+    pub(super) async fn begun(&self) {
         let begun = self.0.begun.notified();
         if self.state().next == 0 {
             begun.await;
@@ -89,7 +100,7 @@ impl Activity {
 
     /// A head is whole; its request lasts until the value is dropped, which is when its answer has been handed on.
     #[must_use]
-    pub fn request(&self, clock: &Clock) -> Request {
+    pub(super) fn request(&self, clock: &Clock) -> Request {
         let mut state = self.state();
         state.requests += 1;
         state.head_since = None;
@@ -106,13 +117,13 @@ impl Activity {
 
     /// There's a request whose answer hasn't been handed on, or the beginning of one.
     #[must_use]
-    pub fn is_busy(&self) -> bool {
+    pub(super) fn is_busy(&self) -> bool {
         let state = self.state();
         state.requests > 0 || state.head_since.is_some()
     }
 
     /// Waits until there has been no request for so long.
-    pub async fn idle_for(&self, time: Duration) {
+    pub(super) async fn idle_for(&self, time: Duration) {
         loop {
             let quiet = {
                 let state = self.state();
@@ -133,6 +144,15 @@ impl Activity {
         }
     }
 
+    /// On HTTP/2 it's known whether something was begun whose end hasn't come.
+    fn is_amid(&self, amid: bool, clock: &Clock) {
+        let mut state = self.state();
+        state.head_since = match state.head_since {
+            Some(since) if amid => Some(since),
+            _ => amid.then(|| clock.now()),
+        };
+    }
+
     /// When the caller must have done more, and by which clock.
     fn deadline(&self, limits: &Limits) -> Option<(Instant, &'static str)> {
         let state = self.state();
@@ -144,12 +164,12 @@ impl Activity {
             .map(|(_, moved)| *moved)
             .min()
             .filter(|_| all_answered);
-        match (slowest, state.requests, state.head_since, limits.head) {
-            (Some(moved), _, _, _) => Some((moved + limits.write, "write")),
-            (None, 0, Some(since), Some(head)) => Some((since + head, "head")),
-            (None, 0, _, _) => Some((state.idle_since + limits.idle, "idle")),
+        match (slowest, state.requests, state.head_since) {
+            (Some(moved), _, _) => Some((moved + limits.write, "write")),
+            (None, 0, Some(since)) => Some((since + limits.head, "head")),
+            (None, 0, None) => Some((state.idle_since + limits.idle, "idle")),
             // While a request is on its way, other deadlines hold.
-            (None, _, _, _) => None,
+            (None, _, _) => None,
         }
     }
 
@@ -160,7 +180,7 @@ impl Activity {
 
 /// A request between its head and the end of its answer.
 #[derive(Debug)]
-pub struct Request {
+pub(super) struct Request {
     number: u64,
     activity: Activity,
     clock: Clock,
@@ -168,7 +188,7 @@ pub struct Request {
 
 impl Request {
     /// The answer has moved on: its next piece is wanted, because there was room for the one before.
-    pub fn moved(&self) {
+    pub(super) fn moved(&self) {
         let now = self.clock.now();
         let mut state = self.activity.state();
         match state
@@ -196,7 +216,7 @@ impl Drop for Request {
 /// An answer's body in pieces, so that it shows whether the caller takes it: on HTTP/2 the next piece is asked for only when the
 /// caller's window has room, and a full socket says nothing of one stream among many.
 #[derive(Debug)]
-pub struct Outgoing {
+pub(super) struct Outgoing {
     rest: Bytes,
     request: Request,
 }
@@ -208,7 +228,7 @@ const PIECE_BYTES: usize = 16 * 1024;
 impl Outgoing {
     /// The whole body, of which nothing has been handed on yet.
     #[must_use]
-    pub fn new(body: Bytes, request: Request) -> Self {
+    pub(super) fn new(body: Bytes, request: Request) -> Self {
         request.moved();
         Self {
             rest: body,
@@ -244,12 +264,16 @@ impl Body for Outgoing {
 }
 
 /// The stream, with its clocks.
-pub struct Guard<S> {
+pub(super) struct Guard<S> {
     stream: S,
     limits: Limits,
     activity: Activity,
     clock: Clock,
-    metrics: Arc<Metrics>,
+    /// Whom to tell, and of whom.
+    report: Arc<Report>,
+    remote: Remote,
+    /// On HTTP/2.
+    meter: Option<Box<Meter>>,
     reading: Timer,
     writing: Timer,
     write_since: Option<Instant>,
@@ -258,19 +282,23 @@ pub struct Guard<S> {
 impl<S> Guard<S> {
     /// The clocks start now.
     #[must_use]
-    pub fn new(
+    pub(super) fn new(
         stream: S,
+        protocol: Protocol,
         limits: Limits,
         activity: Activity,
         clock: Clock,
-        metrics: Arc<Metrics>,
+        (report, remote): (Arc<Report>, Remote),
     ) -> Self {
+        let is_http2 = protocol == Protocol::Http2;
         Self {
             stream,
             limits,
             activity,
+            meter: is_http2.then(|| Box::new(Meter::new(clock.now()))),
             clock,
-            metrics,
+            report,
+            remote,
             reading: Timer::default(),
             writing: Timer::default(),
             write_since: None,
@@ -278,11 +306,30 @@ impl<S> Guard<S> {
     }
 
     fn timed_out(&self, clock: &'static str) -> io::Error {
-        self.metrics
-            .downstream_timeouts
-            .with_label_values(&[clock])
-            .inc();
+        self.report.timed_out(clock);
         io::Error::new(io::ErrorKind::TimedOut, clock)
+    }
+
+    /// These bytes have come.
+    fn came(&mut self, bytes: &[u8]) -> io::Result<()> {
+        let Some(meter) = &mut self.meter else {
+            self.activity.bytes_came(&self.clock);
+            return Ok(());
+        };
+        if let Err(flood) = meter.came(bytes, self.clock.now()) {
+            self.report.flood(self.remote, flood);
+            return Err(io::Error::other("an HTTP/2 flood"));
+        }
+        self.activity.is_amid(meter.is_amid(), &self.clock);
+        Ok(())
+    }
+
+    /// And these have gone.
+    fn went(&mut self, bytes: &[u8]) {
+        let Some(meter) = &mut self.meter else { return };
+        if let Some((count, refusal)) = meter.went(bytes) {
+            self.report.malformed_frames(self.remote, count, refusal);
+        }
     }
 
     /// The caller takes nothing: for how long?
@@ -302,6 +349,10 @@ struct Timer(Option<(Instant, Pin<Box<Sleep>>)>);
 
 impl Timer {
     fn poll(&mut self, cx: &mut Context<'_>, deadline: Instant, clock: &Clock) -> Poll<()> {
+        // Whoever sends without end uses up the task's budget, and then no timer of the runtime rings: it's the clock that counts.
+        if clock.now() >= deadline {
+            return Poll::Ready(());
+        }
         let (armed, sleep) = self
             .0
             .get_or_insert_with(|| (deadline, Box::pin(sleep_until(deadline))));
@@ -329,8 +380,9 @@ impl<S: AsyncRead + Unpin> AsyncRead for Guard<S> {
         let this = &mut *self;
         let before = buffer.filled().len();
         if let Poll::Ready(result) = Pin::new(&mut this.stream).poll_read(cx, buffer) {
-            if buffer.filled().len() > before {
-                this.activity.bytes_came(&this.clock);
+            let came = &buffer.filled()[before..];
+            if !came.is_empty() {
+                this.came(came)?;
             }
             return Poll::Ready(result);
         }
@@ -351,6 +403,9 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Guard<S> {
         let this = &mut *self;
         if let Poll::Ready(result) = Pin::new(&mut this.stream).poll_write(cx, bytes) {
             this.write_since = None;
+            if let Ok(count) = result {
+                this.went(&bytes[..count]);
+            }
             return Poll::Ready(result);
         }
         this.poll_stuck(cx).map(Err)
@@ -381,8 +436,11 @@ mod tests {
     use super::Limits;
     use super::Outgoing;
     use super::PIECE_BYTES;
+    use super::Protocol;
     use crate::clock::Clock;
+    use crate::listener::report::Report;
     use crate::observe::metrics::Metrics;
+    use crate::observe::remote::Remote;
     use http_body_util::BodyExt;
     use std::io::ErrorKind;
     use std::sync::Arc;
@@ -394,19 +452,27 @@ mod tests {
 
     const LIMITS: Limits = Limits {
         idle: Duration::from_secs(120),
-        head: Some(Duration::from_secs(10)),
+        head: Duration::from_secs(10),
         write: Duration::from_secs(30),
     };
 
     fn guarded() -> (Guard<DuplexStream>, DuplexStream, Activity) {
+        speaking(Protocol::Http1)
+    }
+
+    fn speaking(protocol: Protocol) -> (Guard<DuplexStream>, DuplexStream, Activity) {
         let (ours, theirs) = tokio::io::duplex(64);
         let activity = Activity::new(Instant::now());
+        let clock = Clock::system();
+        let report = Arc::new(Report::new(Arc::new(Metrics::new([])), clock.clone()));
+        let remote = Remote::Tcp(([127, 0, 0, 1], 1).into());
         let guard = Guard::new(
             ours,
+            protocol,
             LIMITS,
             activity.clone(),
-            Clock::system(),
-            Arc::new(Metrics::new([])),
+            clock,
+            (report, remote),
         );
         (guard, theirs, activity)
     }
@@ -432,6 +498,22 @@ mod tests {
         theirs.write_all(b"P").await.expect("room");
         assert_eq!(guard.read_u8().await.expect("a byte"), b'P');
         assert_eq!(gives_up_after(&mut guard).await, 10);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn on_http2_a_frame_that_was_begun_must_be_ended_and_whole_ones_are_idling() {
+        let (mut guard, mut theirs, _) = speaking(Protocol::Http2);
+        let ping = [0, 0, 8, 6, 0, 0, 0, 0, 0, 1, 2, 3, 4, 5, 6, 7, 8];
+        let all = [&[0; 24][..], &ping].concat();
+        theirs.write_all(&all).await.expect("room");
+        guard.read_exact(&mut [0; 41]).await.expect("as many");
+        tokio::time::advance(Duration::from_secs(100)).await;
+        assert_eq!(gives_up_after(&mut guard).await, 20, "idle");
+
+        let (mut guard, mut theirs, _) = speaking(Protocol::Http2);
+        theirs.write_all(&all[..30]).await.expect("room");
+        guard.read_exact(&mut [0; 30]).await.expect("as many");
+        assert_eq!(gives_up_after(&mut guard).await, 10, "half a frame");
     }
 
     #[tokio::test(start_paused = true)]

@@ -2,20 +2,28 @@
 
 use std::io;
 use std::sync::Arc;
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use rustls::CertificateError;
+use rustls::DigitallySignedStruct;
+use rustls::DistinguishedName;
 use rustls::RootCertStore;
 use rustls::ServerConfig;
+use rustls::SignatureScheme;
+use rustls::client::danger::HandshakeSignatureValid;
 use rustls::crypto::aws_lc_rs;
 use rustls::crypto::aws_lc_rs::Ticketer;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::CertificateRevocationListDer;
 use rustls::pki_types::PrivateKeyDer;
+use rustls::pki_types::UnixTime;
 use rustls::server::NoServerSessionStorage;
 use rustls::server::VerifierBuilderError;
 use rustls::server::WebPkiClientVerifier;
+use rustls::server::danger::ClientCertVerified;
 use rustls::server::danger::ClientCertVerifier;
+use x509_parser::certificate::X509Certificate;
 use x509_parser::extensions::GeneralName;
 use x509_parser::parse_x509_certificate;
 
@@ -85,10 +93,171 @@ pub fn terms(material: &Material) -> Result<Terms, Error> {
     config.ticketer = Ticketer::new()?;
     config.send_tls13_tickets = TICKETS;
     config.max_early_data_size = 0;
+    // Without an extended master secret, a TLS 1.2 session can be tied to another one's (RFC 7627, section 1).
+    config.require_ems = true;
     Ok(Terms {
         config: Arc::new(config),
         verifier,
     })
+}
+
+impl Terms {
+    /// For one handshake: a verifier of its own, which keeps a certificate that it refuses. The library's error doesn't say whose it was.
+    pub(super) fn witnessed(&self) -> (Arc<ServerConfig>, Arc<Witness>) {
+        let witness = Arc::new(Witness {
+            verifier: Arc::clone(&self.verifier),
+            refused: OnceLock::new(),
+        });
+        let shared = &*self.config;
+        let provider = Arc::clone(shared.crypto_provider());
+        let mut config = ServerConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .expect("the shared one was made with the same provider")
+            .with_client_cert_verifier(Arc::clone(&witness) as Arc<dyn ClientCertVerifier>)
+            .with_cert_resolver(Arc::clone(&shared.cert_resolver));
+        config.alpn_protocols.clone_from(&shared.alpn_protocols);
+        config.session_storage = Arc::clone(&shared.session_storage);
+        config.ticketer = Arc::clone(&shared.ticketer);
+        config.send_tls13_tickets = shared.send_tls13_tickets;
+        config.max_early_data_size = shared.max_early_data_size;
+        config.require_ems = shared.require_ems;
+        (Arc::new(config), witness)
+    }
+}
+
+/// Verifies the certificate of one caller.
+#[derive(Debug)]
+pub(super) struct Witness {
+    verifier: Arc<dyn ClientCertVerifier>,
+    refused: OnceLock<Vec<CertificateDer<'static>>>,
+}
+
+impl Witness {
+    /// The chain that was refused, if one was.
+    pub(super) fn refused(&self) -> Option<&[CertificateDer<'static>]> {
+        self.refused.get().map(Vec::as_slice)
+    }
+
+    fn keep<T>(
+        &self,
+        verdict: Result<T, rustls::Error>,
+        leaf: &CertificateDer<'_>,
+        others: &[CertificateDer<'_>],
+    ) -> Result<T, rustls::Error> {
+        if verdict.is_err() {
+            let chain = std::iter::once(leaf).chain(others);
+            let chain = chain.map(|each| each.clone().into_owned()).collect();
+            // A handshake ends with the first.
+            let _ = self.refused.set(chain);
+        }
+        verdict
+    }
+}
+
+impl ClientCertVerifier for Witness {
+    fn offer_client_auth(&self) -> bool {
+        self.verifier.offer_client_auth()
+    }
+
+    fn client_auth_mandatory(&self) -> bool {
+        self.verifier.client_auth_mandatory()
+    }
+
+    fn root_hint_subjects(&self) -> &[DistinguishedName] {
+        self.verifier.root_hint_subjects()
+    }
+
+    fn verify_client_cert(
+        &self,
+        leaf: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<ClientCertVerified, rustls::Error> {
+        let verdict = self.verifier.verify_client_cert(leaf, intermediates, now);
+        self.keep(verdict, leaf, intermediates)
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        leaf: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        let verdict = self
+            .verifier
+            .verify_tls12_signature(message, leaf, signature);
+        self.keep(verdict, leaf, &[])
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        leaf: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        let verdict = self
+            .verifier
+            .verify_tls13_signature(message, leaf, signature);
+        self.keep(verdict, leaf, &[])
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.verifier.supported_verify_schemes()
+    }
+}
+
+/// Whose a certificate says it is, for the log: what it says of itself needn't be true.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Bearer {
+    pub(super) subject: String,
+    pub(super) issuer: String,
+    /// Upper-case hexadecimal, as `openssl x509 -serial` prints it.
+    pub(super) serial: String,
+    /// Subject alternative names, as configuration would write them.
+    pub(super) names: String,
+    /// What it brought along: subject and serial of each.
+    pub(super) intermediates: String,
+}
+
+/// Characters of each of its texts.
+const BEARER_TEXT_MAX: usize = 256;
+
+impl Bearer {
+    /// `None` if the first certificate can't be read.
+    pub(super) fn of(chain: &[CertificateDer<'_>]) -> Option<Self> {
+        let (leaf, others) = chain.split_first()?;
+        let (_, certificate) = parse_x509_certificate(leaf).ok()?;
+        let Names { uris, dns } = holder(leaf).names;
+        let dns = dns.into_iter().map(|name| format!("dns:{name}"));
+        let names: Vec<_> = uris.into_iter().chain(dns).collect();
+        let others = others.iter().filter_map(|other| {
+            let (_, other) = parse_x509_certificate(other).ok()?;
+            Some(format!("{} ({})", other.subject(), serial(&other)))
+        });
+        Some(Self {
+            subject: bounded(&certificate.subject().to_string()),
+            issuer: bounded(&certificate.issuer().to_string()),
+            serial: bounded(&serial(&certificate)),
+            names: bounded(&names.join(", ")),
+            intermediates: bounded(&others.collect::<Vec<_>>().join(", ")),
+        })
+    }
+}
+
+fn serial(certificate: &X509Certificate<'_>) -> String {
+    let bytes = certificate.raw_serial();
+    // The first byte says that the number isn't negative, and is no part of it.
+    let bytes = bytes.strip_prefix(&[0]).filter(|rest| !rest.is_empty());
+    const_hex::encode_upper(bytes.unwrap_or_else(|| certificate.raw_serial()))
+}
+
+fn bounded(text: &str) -> String {
+    let mut characters = text.chars();
+    let mut short: String = characters.by_ref().take(BEARER_TEXT_MAX).collect();
+    if characters.next().is_some() {
+        short.push('…');
+    }
+    short
 }
 
 /// What a verified certificate says of its holder.

@@ -68,6 +68,10 @@ pub struct Metrics {
     pub downstream_timeouts: IntCounterVec,
     /// Requests that were refused before they were requests.
     pub downstream_malformed: IntCounter,
+    /// Connections that a limit on connections kept out, by limit.
+    pub downstream_refused: IntCounterVec,
+    /// HTTP/2 connections that were ended because of what they were flooded with, by frame.
+    pub downstream_floods: IntCounterVec,
     /// Accepts that failed, mostly for want of descriptors.
     pub accept_errors: IntCounter,
     /// TLS handshakes with callers that were completed.
@@ -123,6 +127,21 @@ pub const RELOADS: [&str; 3] = ["reloaded", "unchanged", "refused"];
 
 /// The clocks that can close a caller's connection.
 pub const CLOCKS: [&str; 3] = ["idle", "head", "write"];
+
+/// The limits on connections that can keep one out. At the limit of them all, connections wait.
+pub const CONNECTION_LIMITS: [&str; 2] = ["address", "caller"];
+
+/// The frames that an HTTP/2 connection can be flooded with.
+pub const FLOODS: [&str; 8] = [
+    "data",
+    "priority",
+    "reset",
+    "settings",
+    "ping",
+    "window-update",
+    "continuation",
+    "other",
+];
 
 /// Five buckets a decade where answers usually come, up to the longest total timeout.
 const REQUEST_BUCKETS: [f64; 14] = [
@@ -208,6 +227,8 @@ impl Metrics {
             downstream_accepted: make.counter("kybio_gateway_downstream_connections_accepted_total", "Connections taken from callers."),
             downstream_timeouts: make.counters("kybio_gateway_downstream_timeouts_total", "Connections from callers that a clock of ours closed.", &["clock"]),
             downstream_malformed: make.counter("kybio_gateway_downstream_malformed_total", "Requests so malformed that they were refused before they were requests."),
+            downstream_refused: make.counters("kybio_gateway_downstream_connections_refused_total", "Connections that weren't served because their address or caller had as many as it may have.", &["limit"]),
+            downstream_floods: make.counters("kybio_gateway_downstream_floods_total", "HTTP/2 connections that were ended because they sent more frames of a kind than any client needs.", &["frame"]),
             accept_errors: make.counter("kybio_gateway_accept_errors_total", "Connections that couldn't be taken, mostly for want of descriptors."),
             handshakes: make.counter("kybio_gateway_tls_handshakes_total", "Completed TLS handshakes with callers."),
             handshake_failures: make.counters("kybio_gateway_tls_handshake_failures_total", "Failed TLS handshakes with callers, by reason.", &["reason"]),
@@ -241,6 +262,12 @@ impl Metrics {
             .with_label_values(&[UNKNOWN_CALLER]);
         for result in RELOADS {
             metrics.reloads.with_label_values(&[result]);
+        }
+        for limit in CONNECTION_LIMITS {
+            metrics.downstream_refused.with_label_values(&[limit]);
+        }
+        for frame in FLOODS {
+            metrics.downstream_floods.with_label_values(&[frame]);
         }
         for clock in CLOCKS {
             metrics.downstream_timeouts.with_label_values(&[clock]);

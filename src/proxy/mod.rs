@@ -24,6 +24,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::answers::Answers;
 use crate::clock::Clock;
+use crate::identity::Caller;
 use crate::identity::Callers;
 use crate::identity::Presented;
 use crate::listener::Peer;
@@ -178,6 +179,12 @@ impl Line {
     pub fn sweep(&self) {
         self.pools.values().for_each(|pool| pool.sweep());
         self.proxy.latches.sweep(self.proxy.clock.since_epoch());
+    }
+
+    /// Whose a connection is; none, if nobody knows it.
+    #[must_use]
+    pub fn caller(&self, presented: &Presented) -> Option<Caller> {
+        self.proxy.callers.identify(presented).ok()
     }
 
     /// Answers one request.

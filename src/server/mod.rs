@@ -11,6 +11,10 @@ use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
+use bytes::Bytes;
+use http::Request;
+use http::Response;
+use hyper::body::Incoming;
 use rustix::process::Resource;
 use rustix::process::Rlimit;
 use rustix::process::getrlimit;
@@ -27,7 +31,11 @@ use crate::admin::Admin;
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::config::Runtime;
+use crate::identity::Caller;
+use crate::identity::Presented;
 use crate::listener::Listener;
+use crate::listener::Peer;
+use crate::listener::Service;
 use crate::listener::socket::Address;
 use crate::listener::socket::Bound;
 use crate::listener::socket::Socket;
@@ -351,18 +359,9 @@ fn work(
         let door = Socket::from_bound(door)?;
         let (connections, attempts) = (TaskTracker::new(), worker.attempts().clone());
         let sweeper = tokio::spawn(sweep(Arc::clone(&worker)));
-        let serving = Arc::clone(&worker);
+        let serving = Serving(Arc::clone(&worker));
         listener
-            .run(
-                door,
-                passed,
-                stop.clone(),
-                connections.clone(),
-                move |peer, request| {
-                    let line = serving.line();
-                    async move { line.handle(&peer, request).await }
-                },
-            )
+            .run(door, passed, stop.clone(), connections.clone(), serving)
             .await;
         connections.close();
         attempts.close();
@@ -385,6 +384,25 @@ fn work(
     });
     runtime.shutdown_background();
     calls
+}
+
+/// A worker behind the door.
+#[derive(Clone)]
+struct Serving(Arc<Worker>);
+
+impl Service for Serving {
+    fn caller(&self, presented: &Presented) -> Option<Caller> {
+        self.0.line().caller(presented)
+    }
+
+    fn answer(
+        self,
+        peer: Arc<Peer>,
+        request: Request<Incoming>,
+    ) -> impl Future<Output = Response<Bytes>> + Send + 'static {
+        let line = self.0.line();
+        async move { line.handle(&peer, request).await }
+    }
 }
 
 async fn sweep(worker: Arc<Worker>) {

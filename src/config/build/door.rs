@@ -118,12 +118,30 @@ impl Builder<'_> {
         }
         let socket_mode = self.socket_mode(address);
         let drain_timeout = checked.duration(&["runtime", "drain_timeout"]);
+        let connections_max = checked.integer(&["listener", "connections_max"]);
+        let known_by = self.known_by();
+        let per_address = self.share("connections_per_address_max", connections_max);
+        let per_caller = self.share("connections_per_caller_max", connections_max);
+        if per_address.is_some() && known_by == Some(KnownBy::Users) {
+            self.fault_with_hint(
+                &["listener", "connections_per_address_max"],
+                "isn't used",
+                "a unix socket has no addresses: remove it; connections_per_caller_max counts users",
+            );
+        }
+        // Who shares a machine's loopback can't be told apart: to divide among them would be to lose half.
+        let half = match known_by {
+            Some(KnownBy::Loopback) => connections_max,
+            _ => connections_max.div_ceil(2),
+        };
         let settings = listener::Settings {
             handshake_timeout: checked.duration(&["listener", "handshake_timeout"]),
             header_timeout: checked.duration(&["listener", "header_timeout"]),
             idle_timeout: checked.duration(&["listener", "idle_timeout"]),
             write_timeout: checked.duration(&["listener", "write_timeout"]),
-            connections_max: checked.integer(&["listener", "connections_max"]),
+            connections_max,
+            connections_per_address_max: per_address.unwrap_or(half),
+            connections_per_caller_max: per_caller.unwrap_or(half),
             connection_age_max: checked.duration(&["listener", "connection_age_max"]),
             leaving_timeout: self.leaving_timeout(),
             first_linger: FIRST_LINGER.min(drain_timeout / 4),
@@ -178,6 +196,19 @@ impl Builder<'_> {
         if !self.checked.texts(&crl).is_empty() || self.checked.is_empty_list(&crl) {
             self.fault_with_hint(&crl, "isn't used", hint);
         }
+    }
+
+    /// How many of all connections somebody may have, if it's written.
+    fn share(&mut self, name: &str, connections_max: usize) -> Option<usize> {
+        let path = ["listener", name];
+        let share = usize::try_from(self.checked.number(&path)?).ok()?;
+        if share > connections_max && self.are_good(&[&["listener", "connections_max"]]) {
+            let message = format!(
+                "{share} is more than connections_max, which is {connections_max}: it would keep nobody out"
+            );
+            self.fault(&path, message);
+        }
+        Some(share)
     }
 
     fn socket_mode(&mut self, address: Option<&Address>) -> u32 {

@@ -1,0 +1,366 @@
+//! One connection, from its handshake to its end: who is at the other side, whether there's room for them, and their requests.
+
+use std::convert::Infallible;
+use std::future::pending;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use http::HeaderValue;
+use http::Request;
+use http::Version;
+use http::header;
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::server::conn::http2;
+use hyper::service::service_fn;
+use hyper_util::rt::TokioExecutor;
+use hyper_util::rt::TokioIo;
+use hyper_util::rt::TokioTimer;
+use hyper_util::server::graceful::GracefulConnection;
+use prometheus::IntGauge;
+use tokio::io::AsyncRead;
+use tokio::io::AsyncWrite;
+use tokio::io::AsyncWriteExt;
+use tokio::task::coop::unconstrained;
+use tokio::time::sleep;
+use tokio::time::sleep_until;
+use tokio::time::timeout;
+use tokio::time::timeout_at;
+
+use crate::identity::Caller;
+use crate::listener::Gate;
+use crate::listener::HEADERS_BYTES_MAX;
+use crate::listener::Listener;
+use crate::listener::Peer;
+use crate::listener::STREAMS_MAX;
+use crate::listener::Service;
+use crate::listener::Settings;
+use crate::listener::crowd;
+use crate::listener::crowd::Place;
+use crate::listener::guard::Activity;
+use crate::listener::guard::Guard;
+use crate::listener::guard::Limits;
+use crate::listener::guard::Outgoing;
+use crate::listener::guard::Protocol;
+use crate::listener::report::Limit;
+use crate::listener::socket;
+use crate::listener::socket::Stream;
+use crate::listener::standing::Standing;
+use crate::observe::remote::Remote;
+use crate::stop::Stop;
+
+/// HTTP/2 streams that a caller has reset while we hadn't begun with them; more end the connection (CVE-2023-44487).
+const PENDING_RESETS_MAX: usize = 20;
+
+/// HTTP/2 streams of one connection that were reset because of the caller's faults; more end it (CVE-2025-8671). Those beyond [`STREAMS_MAX`]
+/// count too, and a client that doesn't know that limit yet may be far beyond it.
+const LOCAL_RESETS_MAX: usize = 256;
+
+/// How often a silent HTTP/2 caller is asked whether it's there, and how long it may take to say so.
+const PING_INTERVAL: Duration = Duration::from_secs(30);
+const PING_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Counts a connection as open for as long as it lives.
+struct Open(IntGauge);
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
+}
+
+impl Listener {
+    /// Serves one connection until it ends, or the process does.
+    pub(super) async fn connection(
+        self: Arc<Self>,
+        stream: Stream,
+        remote: Remote,
+        stop: Stop,
+        service: impl Service,
+    ) {
+        self.metrics.downstream_accepted.inc();
+        self.metrics.downstream_connections.inc();
+        let _open = Open(self.metrics.downstream_connections.clone());
+        if let Stream::Tcp(stream) = &stream {
+            // Not worth losing a connection for.
+            let _ = stream.set_nodelay(true);
+        }
+        let gate = self.gate.load_full();
+        let Ok(_address) = self.admit_address(remote, &gate.settings) else {
+            return;
+        };
+        // Boxed, because the state of a served connection is large and most of it would be carried around otherwise.
+        match (stream, &gate.terms) {
+            (Stream::Tcp(stream), Some(terms)) => {
+                let shaken = self.handshake(stream, remote, &gate, terms, &stop);
+                let Some((stream, standing)) = shaken.await else {
+                    return;
+                };
+                let protocol = match stream.get_ref().1.alpn_protocol() {
+                    Some(b"h2") => Protocol::Http2,
+                    _ => Protocol::Http1,
+                };
+                Box::pin(self.serve(stream, protocol, standing, &gate, stop, service)).await;
+            }
+            (Stream::Tcp(stream), None) => {
+                Box::pin(self.plain(stream, remote, &gate, stop, service)).await;
+            }
+            (Stream::Unix(stream), _) => {
+                Box::pin(self.plain(stream, remote, &gate, stop, service)).await;
+            }
+        }
+    }
+
+    /// A connection without TLS. Nothing negotiates its protocol: it's HTTP/1.1.
+    async fn plain(
+        self: Arc<Self>,
+        stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+        remote: Remote,
+        gate: &Gate,
+        stop: Stop,
+        service: impl Service,
+    ) {
+        let Some(presented) = socket::presented(remote) else {
+            tracing::warn!(peer = %remote, "a connection from elsewhere was closed: without TLS only this machine's own are taken");
+            return;
+        };
+        let peer = Arc::new(Peer {
+            address: remote,
+            presented,
+        });
+        let standing = Standing::plain(peer);
+        self.serve(stream, Protocol::Http1, standing, gate, stop, service)
+            .await;
+    }
+
+    async fn serve(
+        self: Arc<Self>,
+        mut stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+        protocol: Protocol,
+        standing: Arc<Standing>,
+        gate: &Gate,
+        stop: Stop,
+        service: impl Service,
+    ) {
+        let caller = service.caller(&standing.peer.presented);
+        let Ok(_caller) = self.admit_caller(&standing.peer, caller, &gate.settings) else {
+            // Cleanly, so that a client knows that nothing of it was looked at.
+            let _ = timeout(gate.settings.handshake_timeout, stream.shutdown()).await;
+            return;
+        };
+        let _registered = self.open.enter(Arc::clone(&standing));
+        // A reload during the handshake may not have seen it: it's verified now, or it ends at once.
+        let _ = standing.verify(&self.gate.load(), &self.clock);
+        let activity = Activity::new(self.clock.now());
+        let begun = activity.clone();
+        let settings = &gate.settings;
+        let limits = Limits {
+            idle: settings.idle_timeout,
+            head: settings.header_timeout,
+            write: settings.write_timeout,
+        };
+        let io = TokioIo::new(Guard::new(
+            stream,
+            protocol,
+            limits,
+            activity.clone(),
+            self.clock.clone(),
+            (Arc::clone(&self.report), standing.peer.address),
+        ));
+        let draining = stop.draining.clone();
+        let (listener, asking) = (Arc::clone(&self), Arc::clone(&standing));
+        let answering = service_fn(move |request: Request<Incoming>| {
+            let active = activity.request(&listener.clock);
+            let version = request.version();
+            let peer = asking.peer(&listener.gate.load(), &listener.clock);
+            let answer = service.clone().answer(peer, request);
+            let (draining, asking) = (draining.clone(), Arc::clone(&asking));
+            async move {
+                let mut answer = answer.await;
+                let leaves = draining.is_cancelled() || asking.is_leaving();
+                if leaves && version < Version::HTTP_2 {
+                    answer
+                        .headers_mut()
+                        .insert(header::CONNECTION, HeaderValue::from_static("close"));
+                }
+                Ok::<_, Infallible>(answer.map(|body| Outgoing::new(body, active)))
+            }
+        });
+        // A caller has no longer to do with us than its certificate says.
+        let left = standing.ends.map_or(Duration::MAX, |ends| {
+            ends.saturating_sub(self.clock.since_epoch())
+        });
+        let age_ends = self.clock.now() + self.age(settings).min(left);
+        let opened = self.clock.now();
+        let first = async {
+            // A client of HTTP/2 that's told to go away before it has asked may not ask at all.
+            let _ = timeout_at(opened + settings.first_linger, begun.begun()).await;
+        };
+        let outlived = async {
+            tokio::select! {
+                () = sleep_until(age_ends) => {}
+                () = standing.left() => {}
+            }
+        };
+        if protocol == Protocol::Http2 {
+            let connection = http2::Builder::new(TokioExecutor::new())
+                .timer(TokioTimer::new())
+                .keep_alive_interval(PING_INTERVAL)
+                .keep_alive_timeout(PING_TIMEOUT)
+                .max_concurrent_streams(STREAMS_MAX)
+                .max_header_list_size(HEADERS_BYTES_MAX as u32)
+                .max_pending_accept_reset_streams(PENDING_RESETS_MAX)
+                .max_local_error_reset_streams(LOCAL_RESETS_MAX)
+                .serve_connection(io, answering);
+            // HTTP/2 callers are told at once (GOAWAY), and go elsewhere while what they asked is answered.
+            let leave = async {
+                tokio::select! {
+                    () = outlived => {}
+                    () = async { stop.draining.cancelled().await; first.await } => {}
+                }
+            };
+            let silent = async {
+                tokio::select! {
+                    () = stop.closing.cancelled() => {}
+                    () = standing.left() => {}
+                }
+                sleep(settings.first_linger).await;
+                begun.idle_for(settings.first_linger).await;
+            };
+            self.drive(
+                connection,
+                &standing,
+                &begun,
+                (leave, silent),
+                settings,
+                &stop,
+            )
+            .await;
+        } else {
+            let connection = http1::Builder::new()
+                // The guard has the clock for heads. `pipeline_flush` stays off: it costs a tenth.
+                .header_read_timeout(None)
+                .max_buf_size(HEADERS_BYTES_MAX)
+                .writev(false)
+                .serve_connection(io, answering);
+            // HTTP/1 callers were asked to leave with each answer since `draining`. What is idle after that may be closed, but for a
+            // request that is on its way.
+            let leave = async {
+                tokio::select! {
+                    () = outlived => {}
+                    () = async { stop.closing.cancelled().await; first.await; sleep(settings.linger).await } => {}
+                }
+            };
+            self.drive(
+                connection,
+                &standing,
+                &begun,
+                (leave, pending()),
+                settings,
+                &stop,
+            )
+            .await;
+        }
+    }
+
+    /// The age at which a connection ends, with a tenth of jitter from its birth's clock bits, so that a herd that came together
+    /// doesn't leave together.
+    fn age(&self, settings: &Settings) -> Duration {
+        let full = settings.connection_age_max;
+        let jitter = full.mul_f64(
+            f64::from(self.clock.since_epoch().subsec_nanos() % 1_000_003) / 1_000_003.0 / 5.0,
+        );
+        full - full / 10 + jitter
+    }
+
+    /// Serves a connection until it ends by itself, or asks it to end at `leave`; then to its end, the cut, or until its caller is `silent`.
+    async fn drive(
+        &self,
+        connection: impl GracefulConnection<Error = hyper::Error>,
+        standing: &Standing,
+        activity: &Activity,
+        (leave, silent): (impl Future<Output = ()>, impl Future<Output = ()>),
+        settings: &Settings,
+        stop: &Stop,
+    ) {
+        let address = standing.peer.address;
+        let mut connection = std::pin::pin!(connection);
+        // A caller that sends without end uses up the task's budget, and the runtime's timers would wait for it for ever.
+        let (leave, silent) = (unconstrained(leave), unconstrained(silent));
+        tokio::select! {
+            // A request that's here already is taken first.
+            biased;
+            ended = connection.as_mut() => return self.ended(address, ended),
+            () = leave => {}
+            () = stop.cut.cancelled() => return self.cut_off(activity),
+        }
+        connection.as_mut().graceful_shutdown();
+        // A reload may have given calls more time than they had when this connection began.
+        let leaving = self.gate.load().settings.leaving_timeout;
+        let leaving = leaving.max(settings.leaving_timeout);
+        tokio::select! {
+            ended = connection => self.ended(address, ended),
+            // HTTP/2 goes on taking requests until the caller answers a ping, which it may never do.
+            () = unconstrained(sleep(leaving)) => {}
+            () = silent => {}
+            () = stop.cut.cancelled() => self.cut_off(activity),
+        }
+    }
+
+    fn cut_off(&self, activity: &Activity) {
+        if activity.is_busy() {
+            self.cut.fetch_add(1, Ordering::AcqRel);
+        }
+    }
+
+    /// What the library says of the end.
+    fn ended(&self, address: Remote, ended: Result<(), hyper::Error>) {
+        let Err(error) = ended else { return };
+        if error.is_parse() || error.is_parse_too_large() {
+            self.report.malformed(address, &error.to_string());
+        } else {
+            tracing::debug!(peer = %address, cause = %error, "a connection ended");
+        }
+    }
+
+    /// Whether whoever is at this address may have one more connection; asked before anything is said.
+    fn admit_address(
+        &self,
+        remote: Remote,
+        settings: &Settings,
+    ) -> Result<Option<Place<IpAddr>>, Full> {
+        let Remote::Tcp(address) = remote else {
+            return Ok(None);
+        };
+        let place = self.addresses.enter(
+            crowd::owner(address.ip()),
+            settings.connections_per_address_max,
+        );
+        place.map(Some).ok_or_else(|| {
+            self.report.refused(remote, Limit::Address, None);
+            Full
+        })
+    }
+
+    /// The same for a caller, once it's known who that is. Those that nobody knows are one.
+    fn admit_caller(
+        &self,
+        peer: &Peer,
+        caller: Option<Caller>,
+        settings: &Settings,
+    ) -> Result<Place<Option<Caller>>, Full> {
+        let place = self
+            .callers
+            .enter(caller.clone(), settings.connections_per_caller_max);
+        place.ok_or_else(|| {
+            self.report
+                .refused(peer.address, Limit::Caller, caller.as_ref());
+            Full
+        })
+    }
+}
+
+/// Somebody has all the connections that they may have.
+struct Full;

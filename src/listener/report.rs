@@ -1,0 +1,217 @@
+//! What is told of connections that don't come to a call: all of it is counted, and as much of it is logged as a log can bear. Whoever
+//! can reach the port can make these lines, so each kind has a rate.
+
+use std::sync::Arc;
+use std::sync::Mutex;
+use std::sync::PoisonError;
+
+use tokio::time::Instant;
+
+use crate::clock::Clock;
+use crate::identity::Caller;
+use crate::listener::bucket::Bucket;
+use crate::listener::bucket::Rate;
+use crate::listener::frames::Flood;
+use crate::listener::frames::Refusal;
+use crate::listener::tls::Bearer;
+use crate::observe::metrics::Metrics;
+use crate::observe::remote::Remote;
+
+/// Lines of each kind.
+const LINES: Rate = Rate {
+    burst: 200,
+    per_second: 50,
+};
+
+/// Counts and tells, for the whole listener.
+pub(super) struct Report {
+    metrics: Arc<Metrics>,
+    clock: Clock,
+    handshakes: Ration,
+    limits: Ration,
+    malformed: Ration,
+    floods: Ration,
+    accepts: Ration,
+}
+
+/// Why a connection isn't served, by the limit that it's beyond.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Limit {
+    /// `listener.connections_per_address_max`.
+    Address,
+    /// `listener.connections_per_caller_max`.
+    Caller,
+}
+
+impl Limit {
+    /// As one of [`CONNECTION_LIMITS`](crate::observe::metrics::CONNECTION_LIMITS).
+    fn label(self) -> &'static str {
+        match self {
+            Self::Address => "address",
+            Self::Caller => "caller",
+        }
+    }
+
+    fn key(self) -> &'static str {
+        match self {
+            Self::Address => "listener.connections_per_address_max",
+            Self::Caller => "listener.connections_per_caller_max",
+        }
+    }
+}
+
+impl Report {
+    pub(super) fn new(metrics: Arc<Metrics>, clock: Clock) -> Self {
+        let ration = || Ration::new(clock.now());
+        Self {
+            handshakes: ration(),
+            limits: ration(),
+            malformed: ration(),
+            floods: ration(),
+            accepts: ration(),
+            metrics,
+            clock,
+        }
+    }
+
+    /// The kernel won't give a connection.
+    pub(super) fn not_accepted(&self, error: &std::io::Error) {
+        self.metrics.accept_errors.inc();
+        if let Some(unlogged) = self.accepts.line(self.clock.now()) {
+            tracing::warn!(%error, unlogged, "a connection couldn't be taken");
+        }
+    }
+
+    /// TLS wasn't agreed on, for a reason of [`HANDSHAKE_FAILURES`](crate::observe::metrics::HANDSHAKE_FAILURES); of a certificate that was
+    /// refused, whose it says it is.
+    pub(super) fn handshake_failed(
+        &self,
+        peer: Remote,
+        reason: &'static str,
+        cause: &str,
+        bearer: Option<&Bearer>,
+    ) {
+        self.metrics
+            .handshake_failures
+            .with_label_values(&[reason])
+            .inc();
+        let Some(unlogged) = self.handshakes.line(self.clock.now()) else {
+            return;
+        };
+        let (subject, issuer, serial, names, intermediates) = match bearer {
+            Some(bearer) => (
+                Some(bearer.subject.as_str()),
+                Some(bearer.issuer.as_str()),
+                Some(bearer.serial.as_str()),
+                Some(bearer.names.as_str()).filter(|names| !names.is_empty()),
+                Some(bearer.intermediates.as_str()).filter(|others| !others.is_empty()),
+            ),
+            None => (None, None, None, None, None),
+        };
+        tracing::info!(%peer, reason, cause, subject, issuer, serial, names, intermediates, unlogged, "a TLS handshake failed");
+    }
+
+    /// Somebody has as many connections as they may have. Who, if that's known yet.
+    pub(super) fn refused(&self, peer: Remote, limit: Limit, caller: Option<&Caller>) {
+        self.metrics
+            .downstream_refused
+            .with_label_values(&[limit.label()])
+            .inc();
+        let Some(unlogged) = self.limits.line(self.clock.now()) else {
+            return;
+        };
+        let caller = caller.map(|caller| caller.name().as_str());
+        tracing::warn!(%peer, limit = limit.label(), caller, key = limit.key(), unlogged, "a connection was refused");
+    }
+
+    /// What the HTTP library refuses never becomes a request: it's told here, or nowhere.
+    pub(super) fn malformed(&self, peer: Remote, cause: &str) {
+        self.metrics.downstream_malformed.inc();
+        self.say_malformed(peer, cause);
+    }
+
+    /// The same of HTTP/2, where it shows only in what the library sends.
+    pub(super) fn malformed_frames(&self, peer: Remote, count: u64, Refusal(code): Refusal) {
+        self.metrics.downstream_malformed.inc_by(count);
+        self.say_malformed(peer, code);
+    }
+
+    fn say_malformed(&self, peer: Remote, cause: &str) {
+        if let Some(unlogged) = self.malformed.line(self.clock.now()) {
+            tracing::info!(%peer, cause, unlogged, "a malformed request was refused");
+        }
+    }
+
+    /// An HTTP/2 connection is ended, because of what it's flooded with.
+    pub(super) fn flood(&self, peer: Remote, Flood(frame): Flood) {
+        self.metrics
+            .downstream_floods
+            .with_label_values(&[frame])
+            .inc();
+        if let Some(unlogged) = self.floods.line(self.clock.now()) {
+            tracing::warn!(%peer, frame, unlogged, "an HTTP/2 flood was ended");
+        }
+    }
+
+    /// A clock of ours closes a connection.
+    pub(super) fn timed_out(&self, clock: &'static str) {
+        self.metrics
+            .downstream_timeouts
+            .with_label_values(&[clock])
+            .inc();
+    }
+}
+
+/// Lines of one kind.
+#[derive(Debug)]
+struct Ration(Mutex<Lines>);
+
+#[derive(Debug)]
+struct Lines {
+    bucket: Bucket,
+    unlogged: u64,
+}
+
+impl Ration {
+    fn new(now: Instant) -> Self {
+        Self(Mutex::new(Lines {
+            bucket: Bucket::new(LINES, now),
+            unlogged: 0,
+        }))
+    }
+
+    /// Whether a line may be written now; then with how many weren't since the one before, if any.
+    fn line(&self, now: Instant) -> Option<Option<u64>> {
+        let mut lines = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if lines.bucket.take(1, now) {
+            let unlogged = std::mem::take(&mut lines.unlogged);
+            Some((unlogged > 0).then_some(unlogged))
+        } else {
+            lines.unlogged += 1;
+            None
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::LINES;
+    use super::Ration;
+    use std::time::Duration;
+    use tokio::time::Instant;
+
+    #[test]
+    fn what_is_not_logged_is_told_with_the_next_line() {
+        let now = Instant::now();
+        let ration = Ration::new(now);
+        for _ in 0..LINES.burst {
+            assert_eq!(ration.line(now), Some(None));
+        }
+        for _ in 0..3 {
+            assert_eq!(ration.line(now), None);
+        }
+        let later = now + Duration::from_secs(1);
+        assert_eq!(ration.line(later), Some(Some(3)));
+        assert_eq!(ration.line(later), Some(None));
+    }
+}
