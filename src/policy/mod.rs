@@ -10,6 +10,7 @@ use http::HeaderMap;
 use http::Method;
 use http::Uri;
 use http::Version;
+use http::header;
 
 use crate::account::Account;
 use crate::account::AppId;
@@ -42,6 +43,9 @@ pub struct Head<'a> {
 
 /// Names the account that a request is for.
 pub const ACCOUNT_HEADER: &str = "kybio-gateway-account";
+
+/// Header fields of one request. HTTP/1.1's parser stops there too; that of HTTP/2 counts bytes alone.
+pub const FIELDS_MAX: usize = 100;
 
 /// The only method that KYBIO has.
 pub const METHOD: Method = Method::POST;
@@ -86,6 +90,10 @@ pub enum Error {
     Unsupported { instead: String },
     #[error("KYBIO's operations are called with POST")]
     Method,
+    #[error("the request wants another protocol (Upgrade), which the gateway doesn't change to")]
+    Upgrade,
+    #[error("the request has more than {FIELDS_MAX} header fields")]
+    TooManyFields,
     #[error("{caller} may not call {operation}")]
     OperationNotGranted {
         caller: CallerName,
@@ -287,6 +295,13 @@ impl Policy {
         // Of these two no server is to have an opinion, whatever the path.
         if head.method == Method::CONNECT || head.method == Method::TRACE {
             return Err(Error::Method);
+        }
+        // A connection that became something else would no longer be looked at (RFC 9110 section 7.8).
+        if head.headers.contains_key(header::UPGRADE) {
+            return Err(Error::Upgrade);
+        }
+        if head.headers.len() > FIELDS_MAX {
+            return Err(Error::TooManyFields);
         }
         let elsewhere =
             |elsewhere: &&Unsupported| elsewhere.path.eq_ignore_ascii_case(head.uri.path());

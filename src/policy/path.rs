@@ -2,6 +2,7 @@
 //! a rule that compared text could be walked around (contract, section 2).
 
 use std::net::IpAddr;
+use std::net::Ipv6Addr;
 
 use http::HeaderMap;
 use http::HeaderValue;
@@ -31,7 +32,7 @@ pub enum BadTarget {
     /// A slash or dot at its end.
     #[error("the path ends with a slash or a dot")]
     Trailing,
-    /// Host missing, more than one, or another than the target's authority.
+    /// Host missing, more than one, not a host, or another than the target's authority.
     #[error("the request doesn't name exactly one host")]
     Host,
     /// On loopback without TLS: Host is another machine's.
@@ -61,19 +62,39 @@ pub fn operation_path(
         .map(str::to_owned))
 }
 
-/// One Host, and that of the target when the target names one (RFC 9112 section 3.2; RFC 9113 section 8.3.1).
+/// One Host that is a host, and that of the target when the target names one (RFC 9112 section 3.2; RFC 9113 section 8.3.1).
 fn check_host(uri: &Uri, headers: &HeaderMap, version: Version) -> Result<(), BadTarget> {
     let mut hosts = headers.get_all(header::HOST).iter();
     let good = match (hosts.next(), hosts.next(), uri.authority()) {
-        (Some(host), None, Some(authority)) => host
-            .as_bytes()
-            .eq_ignore_ascii_case(authority.as_str().as_bytes()),
-        (Some(_), None, None) => true,
-        (None, _, Some(_)) => version == Version::HTTP_2,
+        (Some(host), None, Some(authority)) => {
+            let host = host.as_bytes();
+            is_host(host) && host.eq_ignore_ascii_case(authority.as_str().as_bytes())
+        }
+        (Some(host), None, None) => is_host(host.as_bytes()),
+        (None, _, Some(authority)) => {
+            version == Version::HTTP_2 && is_host(authority.as_str().as_bytes())
+        }
         (None, _, None) => version == Version::HTTP_10,
         (Some(_), Some(_), _) => false,
     };
     if good { Ok(()) } else { Err(BadTarget::Host) }
+}
+
+/// A name or an address, and perhaps a port (RFC 9110 section 7.2). Neither a list nor a user's name before it: to another server that
+/// could be another host. Some clients write a unix socket's path with percent signs.
+fn is_host(text: &[u8]) -> bool {
+    let brackets = text.iter().position(|byte| *byte == b']');
+    let host_min = brackets.map_or(0, |at| at + 1);
+    let colon = text[host_min..].iter().position(|byte| *byte == b':');
+    let (host, port) = text.split_at(colon.map_or(text.len(), |at| host_min + at));
+    let is_name = host
+        .iter()
+        .all(|byte| byte.is_ascii_alphanumeric() || b"-._~%".contains(byte));
+    let address = host
+        .strip_prefix(b"[")
+        .and_then(|host| str::from_utf8(host.strip_suffix(b"]")?).ok());
+    let is_address = address.is_some_and(|address| address.parse::<Ipv6Addr>().is_ok());
+    !host.is_empty() && (is_name || is_address) && port.iter().skip(1).all(u8::is_ascii_digit)
 }
 
 /// Where nothing is known of a caller but that it's on this machine, a browser there may be made to call by a page from anywhere, whose
@@ -207,6 +228,35 @@ mod tests {
         assert_eq!(path("https://a/", &["b"]), Err(BadTarget::Host));
         assert_eq!(path("https://a/", &["A"]), Ok(None));
         assert_eq!(path("https://a/", &[]), Err(BadTarget::Host));
+        for host in [
+            "a",
+            "a.test",
+            "a:8443",
+            "127.0.0.1:80",
+            "[::1]",
+            "[::1]:8443",
+            "a_b",
+            "%2Frun%2Fa.sock",
+        ] {
+            assert_eq!(path("/", &[host]), Ok(None), "{host}");
+        }
+        for host in [
+            "",
+            "a, b",
+            "a b",
+            "u@a",
+            "a/b",
+            "https://a",
+            ":80",
+            "[::1]x",
+            "[a]",
+            "::1",
+            "a:b",
+            "a\\b",
+        ] {
+            assert_eq!(path("/", &[host]), Err(BadTarget::Host), "{host}");
+        }
+        assert_eq!(path("https://u@a/", &["u@a"]), Err(BadTarget::Host));
     }
 
     #[test]

@@ -435,6 +435,8 @@ fn policy(error: &policy::Error) -> Told {
             told(StatusCode::NOT_FOUND, "unknown-operation").hint("call /openapi/v1/<module>/<method> as the vendor documents it, such as /openapi/v1/customerOpenApi/add")
         }
         policy::Error::Unsupported { .. } => told(StatusCode::NOT_FOUND, "unsupported-path"),
+        policy::Error::Upgrade => told(StatusCode::BAD_REQUEST, "upgrade-refused").hint("remove Upgrade: HTTP/2 is agreed on in TLS (ALPN), and without TLS there's HTTP/1.1 alone (Java: HttpClient.Version.HTTP_1_1)"),
+        policy::Error::TooManyFields => told(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, "too-many-headers").hint("of a caller's header fields none goes up: leave them out"),
         policy::Error::Method => told(StatusCode::METHOD_NOT_ALLOWED, "method-not-allowed"),
         policy::Error::OperationNotGranted { explicit: true, .. } => {
             told(StatusCode::FORBIDDEN, "operation-not-granted").hint("the operator adds it to this caller's `operations` by its exact name: no pattern grants it")
