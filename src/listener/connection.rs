@@ -8,6 +8,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use http::HeaderValue;
+use http::Method;
 use http::Request;
 use http::Version;
 use http::header;
@@ -174,6 +175,7 @@ impl Listener {
         let answering = service_fn(move |request: Request<Incoming>| {
             let active = activity.request(&listener.clock);
             let version = request.version();
+            let is_head = request.method() == Method::HEAD;
             let peer = asking.peer(&listener.gate.load(), &listener.clock);
             let answer = service.clone().answer(peer, request);
             let (draining, asking) = (draining.clone(), Arc::clone(&asking));
@@ -184,6 +186,12 @@ impl Listener {
                     answer
                         .headers_mut()
                         .insert(header::CONNECTION, HeaderValue::from_static("close"));
+                }
+                // On HTTP/1 the library leaves the body out itself (RFC 9110 section 9.3.2).
+                if is_head && version >= Version::HTTP_2 {
+                    let length = HeaderValue::from(answer.body().len());
+                    answer.headers_mut().insert(header::CONTENT_LENGTH, length);
+                    answer.body_mut().clear();
                 }
                 Ok::<_, Infallible>(answer.map(|body| Outgoing::new(body, active)))
             }
