@@ -4,6 +4,7 @@
 use bytes::Bytes;
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use kybio_gateway::account::{AppId, AppKey};
+use kybio_gateway::payload::Whole;
 use kybio_gateway::{payload, sign};
 use zeroize::Zeroizing;
 
@@ -25,9 +26,13 @@ fn signing(criterion: &mut Criterion) {
             bencher.iter(|| payload::scan::scan(&body));
         });
         group.bench_function(BenchmarkId::new("scan and splice", size), |bencher| {
-            bencher.iter(|| payload::check(body.clone()).expect("JSON").address(&app_id));
+            bencher.iter(|| {
+                payload::check(Whole::in_one_piece(body.clone()))
+                    .expect("JSON")
+                    .address(&app_id)
+            });
         });
-        let payload = payload::check(body.clone())
+        let payload = payload::check(Whole::in_one_piece(body.clone()))
             .expect("JSON")
             .address(&app_id)
             .expect("no other appId");
@@ -37,7 +42,7 @@ fn signing(criterion: &mut Criterion) {
         group.bench_function(BenchmarkId::new("all three", size), |bencher| {
             bencher.iter(|| {
                 sign::sign(
-                    &payload::check(body.clone())
+                    &payload::check(Whole::in_one_piece(body.clone()))
                         .expect("JSON")
                         .address(&app_id)
                         .expect("no other appId"),

@@ -60,6 +60,7 @@ mod tests {
     use crate::account::AppId;
     use crate::account::AppKey;
     use crate::payload;
+    use crate::payload::Whole;
     use bytes::Bytes;
     use md5::Digest;
     use md5::Md5;
@@ -96,8 +97,10 @@ mod tests {
 
     #[test]
     fn a_signed_body_carries_its_digits_and_cannot_be_printed() {
-        let draft =
-            payload::check(Bytes::from_static(b"{\"appId\":\"abcdefghijklmn\"}\n")).expect("JSON");
+        let draft = payload::check(Whole::in_one_piece(Bytes::from_static(
+            b"{\"appId\":\"abcdefghijklmn\"}\n",
+        )))
+        .expect("JSON");
         let payload = draft
             .address(&AppId::new("abcdefghijklmn").expect("an appId"))
             .expect("its own");

@@ -1,6 +1,7 @@
 //! The caller's body: read whole under a limit and a deadline, checked, and given its `appId`. No byte of it is changed.
 
 mod key;
+pub mod room;
 pub mod scan;
 
 use bytes::Bytes;
@@ -9,25 +10,28 @@ use http::HeaderMap;
 use http::Version;
 use http::header;
 use http_body_util::BodyExt;
-use http_body_util::LengthLimitError;
-use http_body_util::Limited;
 use hyper::body::Body;
 use tokio::time::Instant;
 use tokio::time::timeout_at;
 
 use crate::account::AppId;
+use crate::payload::room::Full;
+use crate::payload::room::Held;
 use crate::payload::scan::Fault;
 use crate::payload::scan::Object;
 
 /// A whole JSON object that names its account: what `sign` takes.
-#[derive(Clone, Debug)]
-pub struct Payload(Bytes);
+#[derive(Debug)]
+pub struct Payload {
+    bytes: Bytes,
+    _held: Option<Held>,
+}
 
 impl Payload {
     /// The exact bytes that are signed and sent.
     #[must_use]
     pub fn bytes(&self) -> &Bytes {
-        &self.0
+        &self.bytes
     }
 }
 
@@ -58,6 +62,9 @@ pub enum Error {
     /// The caller went away, or framed it badly.
     #[error("the body was cut off or badly framed")]
     Broken,
+    /// Too much of others is being read.
+    #[error(transparent)]
+    NoRoom(#[from] Full),
     /// Not what KYBIO takes.
     #[error("{} (byte {})", .0.problem, .0.offset)]
     Invalid(#[from] Fault),
@@ -114,29 +121,99 @@ fn check_type(content_type: &str) -> Result<(), Error> {
     if is_utf8 { Ok(()) } else { Err(Error::Charset) }
 }
 
-/// Reads the whole body.
+/// How large bodies may be.
+#[derive(Clone, Copy, Debug)]
+pub struct Sizes {
+    /// Each.
+    pub body_bytes_max: usize,
+    /// All that are read or sent at a time, but for those that came in one piece.
+    pub bodies_bytes_max: usize,
+}
+
+/// A whole body, and the memory that it takes.
+#[derive(Debug)]
+pub struct Whole {
+    bytes: Bytes,
+    held: Option<Held>,
+}
+
+impl Whole {
+    /// One that nobody has to wait for.
+    #[must_use]
+    pub fn in_one_piece(bytes: Bytes) -> Self {
+        Self { bytes, held: None }
+    }
+
+    /// Its length in bytes.
+    #[must_use]
+    pub fn length(&self) -> usize {
+        self.bytes.len()
+    }
+}
+
+/// Reads the whole body, and takes room for it where it doesn't come in one piece.
 ///
 /// # Errors
-/// When it's larger than `bytes_max`, not whole at `deadline`, or breaks off.
-pub async fn read<B>(body: B, bytes_max: usize, deadline: Instant) -> Result<Bytes, Error>
+/// When it's too large, not whole at `deadline`, or breaks off; when there's no room for it.
+pub async fn read<B>(body: B, sizes: Sizes, held: Held, deadline: Instant) -> Result<Whole, Error>
 where
-    B: Body<Data = Bytes, Error: Into<Box<dyn std::error::Error + Send + Sync>>>,
+    B: Body<Data = Bytes> + Unpin,
 {
-    if body.size_hint().lower() > bytes_max as u64 {
-        return Err(Error::TooLarge(bytes_max));
+    if body.size_hint().lower() > sizes.body_bytes_max as u64 {
+        return Err(Error::TooLarge(sizes.body_bytes_max));
     }
-    match timeout_at(deadline, Limited::new(body, bytes_max).collect()).await {
-        Ok(Ok(whole)) => Ok(whole.to_bytes()),
-        Ok(Err(error)) if error.is::<LengthLimitError>() => Err(Error::TooLarge(bytes_max)),
-        Ok(Err(_)) => Err(Error::Broken),
-        Err(_) => Err(Error::Slow),
+    timeout_at(deadline, collect(body, sizes, held))
+        .await
+        .unwrap_or(Err(Error::Slow))
+}
+
+/// Below this, what a caller says of its body's length is no reason to set memory aside.
+const RESERVE_FROM: usize = 64 * 1024;
+
+/// One buffer for all pieces: a list of them would cost many times a body that comes byte by byte.
+async fn collect<B>(mut body: B, sizes: Sizes, mut held: Held) -> Result<Whole, Error>
+where
+    B: Body<Data = Bytes> + Unpin,
+{
+    let (mut first, mut all) = (Bytes::new(), BytesMut::new());
+    while let Some(frame) = body.frame().await {
+        // Trailers mean nothing to us.
+        let Ok(piece) = frame.map_err(|_| Error::Broken)?.into_data() else {
+            continue;
+        };
+        if piece.len() > sizes.body_bytes_max - first.len() - all.len() {
+            return Err(Error::TooLarge(sizes.body_bytes_max));
+        }
+        if first.is_empty() && all.is_empty() {
+            first = piece;
+            continue;
+        }
+        if all.is_empty() {
+            held.grow(first.len(), sizes.bodies_bytes_max)?;
+            all.extend_from_slice(&std::mem::take(&mut first));
+        }
+        held.grow(piece.len(), sizes.bodies_bytes_max)?;
+        if all.len() >= RESERVE_FROM && all.capacity() - all.len() < piece.len() {
+            let rest = usize::try_from(body.size_hint().lower()).unwrap_or_default();
+            all.reserve(piece.len() + rest.min(sizes.body_bytes_max));
+        }
+        all.extend_from_slice(&piece);
     }
+    Ok(if all.is_empty() {
+        Whole::in_one_piece(first)
+    } else {
+        Whole {
+            bytes: all.freeze(),
+            held: Some(held),
+        }
+    })
 }
 
 /// A checked body that doesn't name its account for certain yet.
 #[derive(Debug)]
 pub struct Draft {
     body: Bytes,
+    held: Option<Held>,
     object: Option<Object>,
 }
 
@@ -144,9 +221,10 @@ pub struct Draft {
 ///
 /// # Errors
 /// The first fault, with its byte offset and a hint.
-pub fn check(body: Bytes) -> Result<Draft, Fault> {
+pub fn check(whole: Whole) -> Result<Draft, Fault> {
+    let Whole { bytes: body, held } = whole;
     let object = scan::scan(&body)?;
-    Ok(Draft { body, object })
+    Ok(Draft { body, held, object })
 }
 
 impl Draft {
@@ -165,11 +243,13 @@ impl Draft {
     /// # Errors
     /// When it names another one.
     pub fn address(self, app_id: &AppId) -> Result<Payload, Error> {
+        let payload = |bytes| Payload {
+            bytes,
+            _held: self.held,
+        };
         let Some(object) = self.object else {
-            return Ok(Payload(Bytes::from(format!(
-                "{{\"appId\":\"{}\"}}",
-                app_id.as_str()
-            ))));
+            let only = format!("{{\"appId\":\"{}\"}}", app_id.as_str());
+            return Ok(payload(only.into()));
         };
         if let Some(value) = object.app_id {
             let same = self
@@ -177,7 +257,7 @@ impl Draft {
                 .get(value.clone())
                 .is_some_and(|written| written == app_id.as_str().as_bytes());
             return if same {
-                Ok(Payload(self.body.slice(object.span)))
+                Ok(payload(self.body.slice(object.span)))
             } else {
                 Err(Error::ForeignAppId {
                     offset: value.start,
@@ -190,7 +270,7 @@ impl Draft {
         spliced.extend_from_slice(app_id.as_str().as_bytes());
         spliced.extend_from_slice(if object.empty { b"\"" } else { b"\"," });
         spliced.extend_from_slice(rest);
-        Ok(Payload(spliced.freeze()))
+        Ok(payload(spliced.freeze()))
     }
 }
 
@@ -217,18 +297,33 @@ pub async fn discard<B: Body<Data = Bytes> + Unpin>(
 #[cfg(test)]
 mod tests {
     use super::Error;
+    use super::Sizes;
+    use super::Whole;
     use super::check;
     use super::check_head;
     use crate::account::AppId;
+    use crate::name::CallerName;
+    use crate::payload::room::Full;
+    use crate::payload::room::Room;
     use bytes::Bytes;
     use http::HeaderMap;
     use http::HeaderValue;
     use http::Version;
     use http::header;
+    use hyper::body::Body;
+    use hyper::body::Frame;
     use proptest::prelude::*;
+    use std::collections::VecDeque;
+    use std::convert::Infallible;
+    use std::pin::Pin;
+    use std::task::Context;
+    use std::task::Poll;
+    use std::time::Duration;
+    use tokio::time::Instant;
 
     fn addressed(body: &str) -> Result<String, Error> {
-        let draft = check(Bytes::copy_from_slice(body.as_bytes()))?;
+        let bytes = Bytes::copy_from_slice(body.as_bytes());
+        let draft = check(Whole::in_one_piece(bytes))?;
         let payload = draft.address(&AppId::new("abc").expect("an appId"))?;
         Ok(String::from_utf8(payload.bytes().to_vec()).expect("text"))
     }
@@ -305,6 +400,65 @@ mod tests {
         assert!(!check(None, None, false));
         assert!(!check(Some("application/json"), Some("gzip"), false));
         assert!(check(Some("application/json"), Some("identity"), false));
+    }
+
+    /// A body in these pieces, of which 12 bytes may come and as many be held for each caller.
+    async fn read(pieces: &[&'static [u8]], room: &Room) -> Result<Whole, Error> {
+        struct Pieces(VecDeque<Bytes>);
+        impl Body for Pieces {
+            type Data = Bytes;
+            type Error = Infallible;
+            fn poll_frame(
+                mut self: Pin<&mut Self>,
+                _: &mut Context<'_>,
+            ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+                let piece = self.0.pop_front();
+                Poll::Ready(piece.map(|piece| Ok(Frame::data(piece))))
+            }
+        }
+        let body = Pieces(pieces.iter().copied().map(Bytes::from_static).collect());
+        let sizes = Sizes {
+            body_bytes_max: 12,
+            bodies_bytes_max: 24,
+        };
+        let held = room.hold(CallerName::new("orders").expect("a name"));
+        super::read(body, sizes, held, Instant::now() + Duration::from_secs(1)).await
+    }
+
+    #[tokio::test]
+    async fn pieces_become_one_body_up_to_the_largest() {
+        let room = Room::default();
+        let cases: [(&[&'static [u8]], &str); 5] = [
+            (&[], ""),
+            (&[b""], ""),
+            (&[b"{}"], "{}"),
+            (&[b"", b"{", b"", b"\"a\"", b":1}"], "{\"a\":1}"),
+            (&[b"123456", b"789012"], "123456789012"),
+        ];
+        for (pieces, expected) in cases {
+            let whole = read(pieces, &room).await.expect(expected);
+            assert_eq!(whole.bytes, expected, "{pieces:?}");
+        }
+        for pieces in [&[&b"1234567890123"[..]][..], &[b"123456", b"7890123"]] {
+            let read = read(pieces, &room).await;
+            assert!(matches!(read, Err(Error::TooLarge(12))), "{read:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn what_comes_in_pieces_takes_room_until_it_is_dropped() {
+        let room = Room::default();
+        let large = read(&[b"123456", b"789012"], &room).await.expect("room");
+        let refused = read(&[b"1", b"2"], &room).await;
+        assert!(
+            matches!(refused, Err(Error::NoRoom(Full::Caller(12)))),
+            "{refused:?}"
+        );
+        read(&[b"123456789012"], &room)
+            .await
+            .expect("it doesn't wait for its rest");
+        drop(large);
+        read(&[b"1", b"2"], &room).await.expect("room again");
     }
 
     proptest! {

@@ -33,6 +33,8 @@ use crate::observe::exchange::Exchange;
 use crate::observe::metrics::Metrics;
 use crate::payload;
 use crate::payload::Payload;
+use crate::payload::Sizes;
+use crate::payload::room::Room;
 use crate::policy::Grant;
 use crate::policy::Head;
 use crate::policy::Policy;
@@ -46,8 +48,8 @@ use crate::upstream::pool::Pool;
 /// What configuration says of callers' bodies.
 #[derive(Clone, Copy, Debug)]
 pub struct Settings {
-    /// The largest body.
-    pub body_bytes_max: usize,
+    /// How large they may be.
+    pub sizes: Sizes,
     /// From head to whole body.
     pub body_timeout: Duration,
 }
@@ -75,6 +77,8 @@ pub struct Proxy {
     pub routes: HashMap<UpstreamName, Route>,
     /// How many at a time.
     pub slots: Slots,
+    /// How much memory bodies take.
+    pub bodies: Room,
     /// Accounts whose calls for the day are used up.
     pub latches: Arc<Latches>,
     /// What KYBIO's error answers mean.
@@ -282,7 +286,8 @@ impl Proxy {
         let waited = self.clock.now();
         let whole = payload::read(
             body,
-            self.settings.body_bytes_max,
+            self.settings.sizes,
+            self.bodies.hold(caller.name().clone()),
             patience
                 .into_iter()
                 .fold(waited + self.settings.body_timeout, Instant::min),
@@ -295,7 +300,7 @@ impl Proxy {
             (payload::Error::Slow, Some(patience)) if patience <= now => Error::CallerTimeout,
             _ => Error::Payload(error),
         })?;
-        exchange.request_bytes = whole.len();
+        exchange.request_bytes = whole.length();
 
         let draft = payload::check(whole).map_err(payload::Error::Invalid)?;
         let grant = permit.settle(draft.app_id())?;

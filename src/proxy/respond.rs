@@ -26,6 +26,7 @@ use crate::operation::Operation;
 use crate::operation::OperationName;
 use crate::outcome::Outcome;
 use crate::payload;
+use crate::payload::room::Full;
 use crate::policy;
 use crate::policy::path::BadTarget;
 use crate::proxy::error::Error;
@@ -465,6 +466,14 @@ fn payload(error: &payload::Error) -> Told {
         payload::Error::Encoded => told(StatusCode::UNSUPPORTED_MEDIA_TYPE, "content-encoding").hint("send the body uncompressed, without Content-Encoding"),
         payload::Error::LengthMissing => told(StatusCode::LENGTH_REQUIRED, "length-required").hint("send Content-Length, 0 for no body"),
         payload::Error::TooLarge(_) => told(StatusCode::PAYLOAD_TOO_LARGE, "body-too-large").hint("send less at a time; the operator sets the limit (listener.body_bytes_max)"),
+        payload::Error::NoRoom(Full::Caller(_)) => told(StatusCode::TOO_MANY_REQUESTS, "caller-busy")
+            .hint("send fewer large bodies at a time; one caller has half of what the operator allows (listener.bodies_bytes_max)")
+            .later()
+            .after(RETRY_SOON),
+        payload::Error::NoRoom(Full::All(_)) => told(StatusCode::SERVICE_UNAVAILABLE, "gateway-busy")
+            .hint("try again soon; the operator sets how much all bodies together may take (listener.bodies_bytes_max)")
+            .later()
+            .after(RETRY_SOON),
         payload::Error::Slow => told(StatusCode::REQUEST_TIMEOUT, "body-timeout").hint("send the whole body at once").later(),
         payload::Error::Broken => told(StatusCode::BAD_REQUEST, "body-broken"),
         payload::Error::Invalid(fault) => {

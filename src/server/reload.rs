@@ -35,6 +35,7 @@ use crate::listener::Listener;
 use crate::name::AccountName;
 use crate::observe::log;
 use crate::observe::metrics::Metrics;
+use crate::payload::room::Room;
 use crate::policy::Policy;
 use crate::proxy::Proxy;
 use crate::proxy::Worker;
@@ -148,6 +149,7 @@ pub(super) fn proxy(
         callers: Callers::new(config.identities.iter().cloned()),
         policy: Policy::new(&config.catalogue, &config.accounts, &config.callers),
         slots: before.map_or_else(Slots::default, |before| before.slots.clone()),
+        bodies: before.map_or_else(Room::default, |before| before.bodies.clone()),
         latches: before.map_or_else(
             || Arc::new(Latches::new(metrics)),
             |before| Arc::clone(&before.latches),

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
+use bytes::BytesMut;
 use http::HeaderMap;
 use http::HeaderValue;
 use http::Method;
@@ -12,8 +13,6 @@ use http::Uri;
 use http::header;
 use http_body_util::BodyExt;
 use http_body_util::Full;
-use http_body_util::LengthLimitError;
-use http_body_util::Limited;
 use hyper::body::Incoming;
 use tokio::time::Instant;
 use tokio::time::timeout_at;
@@ -159,16 +158,25 @@ async fn exchange(
     })
 }
 
-async fn whole(body: Incoming, bytes_max: usize) -> Result<Bytes, Error> {
-    match Limited::new(body, bytes_max).collect().await {
-        Ok(whole) => Ok(whole.to_bytes()),
-        Err(error) if error.is::<LengthLimitError>() => Err(Error::TooLarge(bytes_max)),
-        Err(error) => match error.downcast::<hyper::Error>() {
-            Ok(error) => Err(Error::Broken(*error)),
-            // `Limited` has no third kind of error; what it can't be counts as a reply that isn't whole.
-            Err(_) => Err(Error::TooLarge(bytes_max)),
-        },
+/// One buffer for all pieces: a list of them would cost many times a reply that comes byte by byte.
+async fn whole(mut body: Incoming, bytes_max: usize) -> Result<Bytes, Error> {
+    let (mut first, mut all) = (Bytes::new(), BytesMut::new());
+    while let Some(frame) = body.frame().await {
+        // Trailers are no part of it.
+        let Ok(piece) = frame.map_err(Error::Broken)?.into_data() else {
+            continue;
+        };
+        if piece.len() > bytes_max - first.len() - all.len() {
+            return Err(Error::TooLarge(bytes_max));
+        }
+        if first.is_empty() && all.is_empty() {
+            first = piece;
+            continue;
+        }
+        all.extend_from_slice(&std::mem::take(&mut first));
+        all.extend_from_slice(&piece);
     }
+    Ok(if all.is_empty() { first } else { all.freeze() })
 }
 
 /// The request as documented (contract, section 2), with nothing of the caller's but the body.
@@ -288,7 +296,7 @@ mod tests {
     }
 
     fn signed(body: Bytes) -> SignedBody {
-        let draft = payload::check(body).expect("JSON, or nothing");
+        let draft = payload::check(payload::Whole::in_one_piece(body)).expect("JSON, or nothing");
         let payload = draft
             .address(&AppId::new("a").expect("an appId"))
             .expect("none");

@@ -120,8 +120,12 @@ impl Builder<'_> {
         let drain_timeout = checked.duration(&["runtime", "drain_timeout"]);
         let connections_max = checked.integer(&["listener", "connections_max"]);
         let known_by = self.known_by();
-        let per_address = self.share("connections_per_address_max", connections_max);
-        let per_caller = self.share("connections_per_caller_max", connections_max);
+        let share = |name| {
+            let written = checked.number(&["listener", name]);
+            written.and_then(|share| usize::try_from(share).ok())
+        };
+        let per_address = share("connections_per_address_max");
+        let per_caller = share("connections_per_caller_max");
         if per_address.is_some() && known_by == Some(KnownBy::Users) {
             self.fault_with_hint(
                 &["listener", "connections_per_address_max"],
@@ -196,19 +200,6 @@ impl Builder<'_> {
         if !self.checked.texts(&crl).is_empty() || self.checked.is_empty_list(&crl) {
             self.fault_with_hint(&crl, "isn't used", hint);
         }
-    }
-
-    /// How many of all connections somebody may have, if it's written.
-    fn share(&mut self, name: &str, connections_max: usize) -> Option<usize> {
-        let path = ["listener", name];
-        let share = usize::try_from(self.checked.number(&path)?).ok()?;
-        if share > connections_max && self.are_good(&[&["listener", "connections_max"]]) {
-            let message = format!(
-                "{share} is more than connections_max, which is {connections_max}: it would keep nobody out"
-            );
-            self.fault(&path, message);
-        }
-        Some(share)
     }
 
     fn socket_mode(&mut self, address: Option<&Address>) -> u32 {

@@ -25,6 +25,8 @@ use crate::name::AccountName;
 use crate::observe::log;
 use crate::operation::OperationName;
 use crate::operations::Catalogue;
+use crate::payload::Sizes;
+use crate::payload::room::SHARES;
 use crate::proxy;
 
 pub(super) struct Builder<'a> {
@@ -56,7 +58,7 @@ impl Builder<'_> {
             drain_timeout: checked.duration(&["runtime", "drain_timeout"]),
         };
         let body = proxy::Settings {
-            body_bytes_max: checked.integer(&["listener", "body_bytes_max"]),
+            sizes: self.sizes(),
             body_timeout: checked.duration(&["listener", "body_timeout"]),
         };
         let log = self.log();
@@ -80,6 +82,36 @@ impl Builder<'_> {
             bad_keys: Vec::new(),
             written: Written::default(),
         })
+    }
+
+    /// How large bodies may be, each and all together.
+    fn sizes(&mut self) -> Sizes {
+        let (each, all) = (
+            ["listener", "body_bytes_max"],
+            ["listener", "bodies_bytes_max"],
+        );
+        let sizes = Sizes {
+            body_bytes_max: self.checked.integer(&each),
+            bodies_bytes_max: self.checked.integer(&all),
+        };
+        let share = sizes.bodies_bytes_max.div_ceil(SHARES);
+        if sizes.body_bytes_max > share && self.are_good(&[&each, &all]) {
+            let message = format!(
+                "one caller's half of it, {share}, is less than one body may have: body_bytes_max is {}",
+                sizes.body_bytes_max
+            );
+            // One of them may be a default.
+            if self.checked.is_written(&all) {
+                self.fault(&all, message);
+            } else {
+                let message = format!(
+                    "{} is more than one caller's half of bodies_bytes_max, which is {}",
+                    sizes.body_bytes_max, sizes.bodies_bytes_max
+                );
+                self.fault_with_hint(&each, message, "write a larger bodies_bytes_max too");
+            }
+        }
+        sizes
     }
 
     /// Two can't listen at one place. One that listens everywhere is at each.
