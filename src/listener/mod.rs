@@ -95,6 +95,8 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 pub struct Listener {
     gate: ArcSwap<Gate>,
     permits: Arc<Semaphore>,
+    /// Since the start.
+    connections_max: usize,
     addresses: Crowd<IpAddr>,
     callers: Crowd<Option<Caller>>,
     open: Register,
@@ -145,7 +147,8 @@ impl Listener {
         metrics: Arc<Metrics>,
         clock: Clock,
     ) -> Self {
-        let permits = Arc::new(Semaphore::new(settings.connections_max));
+        let connections_max = settings.connections_max;
+        let permits = Arc::new(Semaphore::new(connections_max));
         let gate = Gate {
             settings,
             terms: terms.map(|terms| with_tickets(terms, &clock)),
@@ -154,6 +157,7 @@ impl Listener {
         Self {
             gate: ArcSwap::from_pointee(gate),
             permits,
+            connections_max,
             addresses: Crowd::default(),
             callers: Crowd::default(),
             open: Register::default(),
@@ -286,6 +290,9 @@ impl Listener {
 
     async fn permit(&self) -> OwnedSemaphorePermit {
         let permits = Arc::clone(&self.permits);
+        if self.permits.available_permits() == 0 {
+            self.report.full(self.connections_max);
+        }
         permits
             .acquire_owned()
             .await

@@ -32,6 +32,7 @@ pub(super) struct Report {
     malformed: Ration,
     floods: Ration,
     accepts: Ration,
+    full: Ration,
 }
 
 /// Why a connection isn't served, by the limit that it's beyond.
@@ -69,6 +70,7 @@ impl Report {
             malformed: ration(),
             floods: ration(),
             accepts: ration(),
+            full: ration(),
             metrics,
             clock,
         }
@@ -79,6 +81,18 @@ impl Report {
         self.metrics.accept_errors.inc();
         if let Some(unlogged) = self.accepts.line(self.clock.now()) {
             tracing::warn!(%error, unlogged, "a connection couldn't be taken");
+        }
+    }
+
+    /// There are as many connections as there may be, and the next has to wait in the kernel's queue.
+    pub(super) fn full(&self, connections_max: usize) {
+        self.metrics.downstream_full.inc();
+        if let Some(unlogged) = self.full.line(self.clock.now()) {
+            tracing::warn!(
+                connections_max,
+                unlogged,
+                "connections have to wait: there are as many as listener.connections_max"
+            );
         }
     }
 

@@ -116,7 +116,11 @@ impl Standing {
         if self.ends.is_some_and(|ends| clock.since_epoch() >= ends) {
             return Some(self.settle(gate, Err("expired")));
         }
-        (self.verified_by.load(Ordering::Acquire) >= gate.number).then_some(Ok(()))
+        // From then on each request asks: the list refuses those that it covers, and nobody else.
+        let lists_end = gate.terms.as_ref().and_then(|terms| terms.lists_end);
+        let lists_hold = lists_end.is_none_or(|end| clock.since_epoch() <= end);
+        let known = self.verified_by.load(Ordering::Acquire) >= gate.number;
+        (known && (lists_hold || self.chain.is_empty())).then_some(Ok(()))
     }
 
     fn settle(&self, gate: &Gate, verdict: Verdict) -> Verdict {

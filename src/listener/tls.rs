@@ -26,6 +26,7 @@ use rustls::server::danger::ClientCertVerifier;
 use x509_parser::certificate::X509Certificate;
 use x509_parser::extensions::GeneralName;
 use x509_parser::parse_x509_certificate;
+use x509_parser::parse_x509_crl;
 
 use crate::identity::Names;
 
@@ -65,6 +66,8 @@ pub struct Terms {
     pub config: Arc<ServerConfig>,
     /// For certificates that were let in before: resumed sessions, and connections that were open when this came into force.
     pub verifier: Arc<dyn ClientCertVerifier>,
+    /// When the first revocation list ends that refuses everybody then, since 1970-01-01 UTC.
+    pub lists_end: Option<Duration>,
 }
 
 /// # Errors
@@ -95,9 +98,20 @@ pub fn terms(material: &Material) -> Result<Terms, Error> {
     config.max_early_data_size = 0;
     // Without an extended master secret, a TLS 1.2 session can be tied to another one's (RFC 7627, section 1).
     config.require_ems = true;
+    let lists_end = material
+        .client_crls
+        .iter()
+        .filter(|_| material.refuse_expired_crl)
+        .filter_map(|list| {
+            let (_, list) = parse_x509_crl(list).ok()?;
+            u64::try_from(list.next_update()?.timestamp()).ok()
+        })
+        .min()
+        .map(Duration::from_secs);
     Ok(Terms {
         config: Arc::new(config),
         verifier,
+        lists_end,
     })
 }
 

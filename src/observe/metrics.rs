@@ -70,6 +70,8 @@ pub struct Metrics {
     pub downstream_malformed: IntCounter,
     /// Connections that a limit on connections kept out, by limit.
     pub downstream_refused: IntCounterVec,
+    /// How often no connection could be taken until another one ended.
+    pub downstream_full: IntCounter,
     /// HTTP/2 connections that were ended because of what they were flooded with, by frame.
     pub downstream_floods: IntCounterVec,
     /// Accepts that failed, mostly for want of descriptors.
@@ -228,6 +230,7 @@ impl Metrics {
             downstream_timeouts: make.counters("kybio_gateway_downstream_timeouts_total", "Connections from callers that a clock of ours closed.", &["clock"]),
             downstream_malformed: make.counter("kybio_gateway_downstream_malformed_total", "Requests so malformed that they were refused before they were requests."),
             downstream_refused: make.counters("kybio_gateway_downstream_connections_refused_total", "Connections that weren't served because their address or caller had as many as it may have.", &["limit"]),
+            downstream_full: make.counter("kybio_gateway_downstream_connections_full_total", "How often the limit on all connections was reached, so that the next one had to wait in the kernel's queue."),
             downstream_floods: make.counters("kybio_gateway_downstream_floods_total", "HTTP/2 connections that were ended because they sent more frames of a kind than any client needs.", &["frame"]),
             accept_errors: make.counter("kybio_gateway_accept_errors_total", "Connections that couldn't be taken, mostly for want of descriptors."),
             handshakes: make.counter("kybio_gateway_tls_handshakes_total", "Completed TLS handshakes with callers."),
