@@ -395,6 +395,45 @@ async fn a_request_after_the_certificates_end_is_refused() {
     assert_eq!(upstream.seen().len(), 1);
 }
 
+/// Lists are of whole seconds, and the connection is older than its list's end.
+#[tokio::test]
+#[expect(
+    clippy::disallowed_methods,
+    reason = "revocation lists go by the real time"
+)]
+async fn a_revocation_list_that_ends_refuses_open_connections_too() {
+    let pki = Pki::new();
+    let upstream = Upstream::start(&pki).await;
+    let setup = setup(&pki, &upstream);
+    let until =
+        time::OffsetDateTime::from(std::time::SystemTime::now()) + time::Duration::seconds(3);
+    let list = pki.revocation_list(&[], until);
+    tools::write(&setup.path("callers.crl"), list, 0o644);
+    let gateway = setup.start().await;
+    let clients = [gateway.client(&pki), gateway.http2_client(&pki)];
+    for client in &clients {
+        assert!(serves(client).await);
+    }
+    for client in clients {
+        let refused = loop {
+            let answer = client.call(WRITE, "{}").await;
+            if answer.status != 200 {
+                break answer;
+            }
+        };
+        assert_eq!(
+            refused.refusal(),
+            (
+                403,
+                "certificate-refused".into(),
+                "not-sent".into(),
+                "no".into()
+            )
+        );
+        assert!(refused.text().contains("crl-expired"), "{}", refused.text());
+    }
+}
+
 /// A session is resumed without its certificate being shown again, so it must be looked at again.
 #[tokio::test]
 async fn a_session_of_before_is_not_resumed_after_the_listeners_files_have_changed() {

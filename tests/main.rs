@@ -29,6 +29,7 @@ mod calls; // outcomes and deadlines of single calls
 mod campaign; // X1, X2, X3: thousands of calls through every fault, laid beside what the host knows
 mod connections; // U5, U8: a name's address that moves, connections that are warm
 mod faults; // X1, X2, X3: each kind of call under each kind of fault, and callers that stop waiting
+mod memory; // U3: what callers can make the gateway hold is bounded
 mod misbehaving; // the stand-in host has all those faults on demand
 mod outages; // X4, U7: no storm while a host is down, served again within a second after
 mod quota; // X4: an account whose calls for the day are used up is refused here
