@@ -36,6 +36,9 @@ mod quota; // X4: an account whose calls for the day are used up is refused here
 mod samples; // the documented calls, end to end to the stand-in host
 mod turns; // how many calls at a time, and who goes next
 
+// Abuse
+mod floods; // U3: who floods is ended, or harms nobody
+
 // Secrets
 mod keys; // S2: a bad key file disables its account alone; at a reload the key before it is kept
 mod secrets; // S1: nothing that comes out holds a key or a signature

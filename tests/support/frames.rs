@@ -1,8 +1,10 @@
 //! HTTP/2 by hand, for callers that libraries don't make: those that see each frame, and those that don't listen.
 
+use std::collections::BTreeMap;
+use std::fmt;
 use std::io;
 
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_rustls::client::TlsStream;
@@ -11,19 +13,77 @@ use crate::support::Client;
 use crate::support::tools::PATIENCE;
 
 pub const DATA: u8 = 0x0;
-const HEADERS: u8 = 0x1;
-const SETTINGS: u8 = 0x4;
-const PING: u8 = 0x6;
+pub const HEADERS: u8 = 0x1;
+pub const PRIORITY: u8 = 0x2;
+pub const RST_STREAM: u8 = 0x3;
+pub const SETTINGS: u8 = 0x4;
+pub const PUSH_PROMISE: u8 = 0x5;
+pub const PING: u8 = 0x6;
 pub const GOAWAY: u8 = 0x7;
+pub const WINDOW_UPDATE: u8 = 0x8;
+pub const CONTINUATION: u8 = 0x9;
+pub const PRIORITY_UPDATE: u8 = 0x10;
 
-const ACK: u8 = 0x1;
-const END_STREAM: u8 = 0x1;
-const END_HEADERS: u8 = 0x4;
+pub const ACK: u8 = 0x1;
+pub const END_STREAM: u8 = 0x1;
+pub const END_HEADERS: u8 = 0x4;
+pub const PADDED: u8 = 0x8;
+
+/// What a ping says that stands behind everything else.
+const LAST: &[u8] = b"the last";
+
+/// A frame's bytes, whatever they mean.
+pub fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+    let length = u32::try_from(payload.len()).unwrap().to_be_bytes();
+    let head = [&length[1..], &[kind, flags], &stream.to_be_bytes()].concat();
+    [&head, payload].concat()
+}
+
+/// A header block of these fields.
+pub fn block(fields: &[(&str, &str)]) -> Vec<u8> {
+    let mut block = Vec::new();
+    for (name, value) in fields {
+        // RFC 7541, section 6.2.2: a literal that isn't indexed, with a new name; neither text is compressed.
+        block.push(0);
+        for text in [name, value] {
+            length(&mut block, text.len());
+            block.extend(text.as_bytes());
+        }
+    }
+    block
+}
+
+/// RFC 7541, section 5.1, with a prefix of 7 bits.
+pub fn length(block: &mut Vec<u8>, length: usize) {
+    let Some(mut rest) = length.checked_sub(0x7f) else {
+        return block.push(u8::try_from(length).unwrap());
+    };
+    block.push(0x7f);
+    while rest >= 0x80 {
+        block.push(u8::try_from(rest % 0x80).unwrap() | 0x80);
+        rest /= 0x80;
+    }
+    block.push(u8::try_from(rest).unwrap());
+}
+
+/// The header block of a call, with more fields.
+pub fn call(operation: &str, more: &[(&str, &str)]) -> Vec<u8> {
+    let path = format!("/openapi/v1/{operation}");
+    let fields = [
+        (":method", "POST"),
+        (":scheme", "https"),
+        (":authority", "gateway.test"),
+        (":path", &path),
+        ("content-type", "application/json"),
+    ];
+    block(&[&fields[..], more].concat())
+}
 
 /// One frame that came.
 #[derive(Clone, Debug)]
 pub struct Frame {
     pub kind: u8,
+    pub flags: u8,
     pub stream: u32,
     pub payload: Vec<u8>,
 }
@@ -46,6 +106,8 @@ impl Frames {
     pub async fn open(client: &Client) -> Self {
         let mut stream = client.stream().await.unwrap();
         assert_eq!(stream.get_ref().1.alpn_protocol(), Some(&b"h2"[..]));
+        // Small frames aren't held back until an answer comes.
+        stream.get_ref().0.set_nodelay(true).unwrap();
         let preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
         stream.write_all(preface).await.unwrap();
         let mut frames = Self { stream };
@@ -55,24 +117,7 @@ impl Frames {
 
     /// A call on this stream (1, 3, 5 ...).
     pub async fn ask(&mut self, stream: u32, operation: &str, body: &str) {
-        let path = format!("/openapi/v1/{operation}");
-        let fields = [
-            (":method", "POST"),
-            (":scheme", "https"),
-            (":authority", "gateway.test"),
-            (":path", &path),
-            ("content-type", "application/json"),
-        ];
-        let mut block = Vec::new();
-        for (name, value) in fields {
-            // RFC 7541, section 6.2.2: a literal that isn't indexed, with a new name; neither text is compressed.
-            block.push(0);
-            for text in [name, value] {
-                block.push(u8::try_from(text.len()).unwrap());
-                block.extend(text.as_bytes());
-            }
-        }
-        self.write(HEADERS, END_HEADERS, stream, &block)
+        self.write(HEADERS, END_HEADERS, stream, &call(operation, &[]))
             .await
             .unwrap();
         self.write(DATA, END_STREAM, stream, body.as_bytes())
@@ -80,29 +125,52 @@ impl Frames {
             .unwrap();
     }
 
-    async fn write(&mut self, kind: u8, flags: u8, stream: u32, payload: &[u8]) -> io::Result<()> {
-        let length = u32::try_from(payload.len()).unwrap().to_be_bytes();
-        let head = [&length[1..], &[kind, flags], &stream.to_be_bytes()].concat();
-        self.stream.write_all(&[&head, payload].concat()).await?;
+    pub async fn write(
+        &mut self,
+        kind: u8,
+        flags: u8,
+        stream: u32,
+        payload: &[u8],
+    ) -> io::Result<()> {
+        self.write_all(&frame(kind, flags, stream, payload)).await
+    }
+
+    /// Bytes as they are.
+    pub async fn write_all(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.stream.write_all(bytes).await?;
         self.stream.flush().await
+    }
+
+    /// Writes all of it, reading what comes meanwhile, and then waits for the answer to a ping, or the end.
+    pub async fn flood(self, bytes: &[u8]) -> Aftermath {
+        let (mut from, mut to) = tokio::io::split(self.stream);
+        let reading = async {
+            let mut frames = Vec::new();
+            while let Some(frame) = read(&mut from).await {
+                let is_last = frame.kind == PING && frame.payload == LAST;
+                frames.push(frame);
+                if is_last {
+                    let ended = false;
+                    return Aftermath { frames, ended };
+                }
+            }
+            let ended = true;
+            Aftermath { frames, ended }
+        };
+        let writing = async {
+            // The other side may end it at any byte.
+            let _ = to.write_all(bytes).await;
+            let _ = to.write_all(&frame(PING, 0, 0, LAST)).await;
+            let _ = to.flush().await;
+        };
+        let both = async { tokio::join!(reading, writing).0 };
+        timeout(PATIENCE, both).await.expect("a pong, or the end")
     }
 
     /// The next frame; none once the connection has ended.
     pub async fn next(&mut self) -> Option<Frame> {
-        let read = async {
-            let mut head = [0; 9];
-            self.stream.read_exact(&mut head).await.ok()?;
-            let [a, b, c, kind, _, stream @ ..] = head;
-            let mut payload = vec![0; u32::from_be_bytes([0, a, b, c]).try_into().unwrap()];
-            self.stream.read_exact(&mut payload).await.ok()?;
-            let stream = u32::from_be_bytes(stream);
-            Some(Frame {
-                kind,
-                stream,
-                payload,
-            })
-        };
-        timeout(PATIENCE, read).await.expect("a frame, or the end")
+        let next = read(&mut self.stream);
+        timeout(PATIENCE, next).await.expect("a frame, or the end")
     }
 
     /// The next frame of this kind.
@@ -138,4 +206,42 @@ impl Frames {
             }
         }
     }
+}
+
+/// What a flood came to.
+pub struct Aftermath {
+    frames: Vec<Frame>,
+    /// The other side has ended the connection.
+    pub ended: bool,
+}
+
+impl fmt::Debug for Aftermath {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut kinds = BTreeMap::<_, usize>::new();
+        for frame in &self.frames {
+            *kinds.entry(frame.kind).or_default() += 1;
+        }
+        let goodbye = self.frames.iter().find(|frame| frame.kind == GOAWAY);
+        let goodbye = goodbye.map(|frame| String::from_utf8_lossy(&frame.payload[4..]));
+        let ended = self.ended;
+        write!(
+            f,
+            "ended: {ended}, frames by kind: {kinds:?}, goodbye: {goodbye:?}"
+        )
+    }
+}
+
+async fn read(stream: &mut (impl AsyncRead + Unpin)) -> Option<Frame> {
+    let mut head = [0; 9];
+    stream.read_exact(&mut head).await.ok()?;
+    let [a, b, c, kind, flags, number @ ..] = head;
+    let mut payload = vec![0; u32::from_be_bytes([0, a, b, c]).try_into().unwrap()];
+    stream.read_exact(&mut payload).await.ok()?;
+    let stream = u32::from_be_bytes(number);
+    Some(Frame {
+        kind,
+        flags,
+        stream,
+        payload,
+    })
 }

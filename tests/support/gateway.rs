@@ -343,6 +343,34 @@ impl Gateway {
         self.child.id()
     }
 
+    /// Its open descriptors.
+    pub fn descriptors(&self) -> usize {
+        let open = std::fs::read_dir(format!("/proc/{}/fd", self.pid()));
+        open.unwrap().count()
+    }
+
+    /// What it holds of memory now, in KiB.
+    pub fn memory_kib(&self) -> u64 {
+        self.status_kib("VmRSS:")
+    }
+
+    /// The most that it has held of memory since [`forget_peak`](Self::forget_peak), in KiB.
+    pub fn memory_peak_kib(&self) -> u64 {
+        self.status_kib("VmHWM:")
+    }
+
+    /// proc_pid_clear_refs(5).
+    pub fn forget_peak(&self) {
+        std::fs::write(format!("/proc/{}/clear_refs", self.pid()), "5").unwrap();
+    }
+
+    fn status_kib(&self, field: &str) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid())).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix(field));
+        let kib = line.unwrap().trim().strip_suffix(" kB").unwrap();
+        kib.parse().unwrap()
+    }
+
     /// All lines so far, of both streams.
     pub fn printed(&self) -> Vec<String> {
         self.printed.lock().unwrap().clone()

@@ -6,6 +6,7 @@ pub mod frames;
 pub mod gateway;
 pub mod load;
 pub mod mount;
+pub mod neighbours;
 pub mod pki;
 pub mod replies;
 pub mod tools;
