@@ -1,11 +1,12 @@
 //! Promise B2: a reply's body reaches the caller byte for byte; compressed when the caller accepts it, decoded when not.
 
 use std::io::Write;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use flate2::Compression;
 use flate2::write::{DeflateEncoder, GzEncoder, ZlibEncoder};
-use http::Response;
+use http::{HeaderValue, Response};
 use http_body_util::Full;
 
 use crate::support::upstream::{Act, SUCCESS};
@@ -239,4 +240,150 @@ async fn replies_over_the_limit_and_bombs_are_refused() {
             "yes".into()
         )
     );
+}
+
+/// What a process may need for a reply that it refuses, or for several at a time.
+const GROWTH_KIB_MAX: u64 = 32 * 1024;
+
+/// A few bytes that unpack to many.
+fn bombs() -> Vec<(&'static str, &'static [&'static str], Vec<u8>)> {
+    let spaces = vec![b' '; 3 << 20];
+    let hollow = [SUCCESS.as_bytes(), &spaces].concat();
+    let records = format!(
+        "{{\"status\":\"success\",\"data\":[{}0]}}",
+        "1366004607,".repeat(1 << 18)
+    );
+    let mut zlib = ZlibEncoder::new(Vec::new(), Compression::best());
+    zlib.write_all(&hollow).unwrap();
+    let mut bare = DeflateEncoder::new(Vec::new(), Compression::best());
+    bare.write_all(&hollow).unwrap();
+    vec![
+        ("by its ratio", &["gzip"], gzip(&hollow)),
+        ("by its size", &["gzip"], gzip(records.as_bytes())),
+        (
+            "in many members",
+            &["gzip"],
+            [gzip(SUCCESS.as_bytes()), gzip(&spaces).repeat(8)].concat(),
+        ),
+        ("packed twice, said once", &["gzip"], gzip(&gzip(&hollow))),
+        ("packed twice", &["gzip, gzip"], gzip(&gzip(&hollow))),
+        (
+            "packed twice, said in two fields",
+            &["gzip", "gzip"],
+            gzip(&gzip(&hollow)),
+        ),
+        ("zlib", &["deflate"], zlib.finish().unwrap()),
+        ("deflate", &["deflate"], bare.finish().unwrap()),
+        ("a coding that wasn't asked for", &["br"], gzip(&hollow)),
+        ("large as it is", &[], hollow.clone()),
+    ]
+}
+
+#[tokio::test]
+async fn bombs_are_refused_for_those_who_accept_gzip_and_for_those_who_do_not() {
+    for (name, codings, bomb) in bombs() {
+        let pki = Pki::new();
+        let upstream = Upstream::scripted(&pki, move |_| {
+            let mut answer = Response::new(Full::new(Bytes::from(bomb.clone())));
+            for coding in codings {
+                let coding = HeaderValue::from_static(coding);
+                answer.headers_mut().append("content-encoding", coding);
+            }
+            Act::Answer(answer)
+        })
+        .await;
+        let mut setup = Setup::new(&pki, Some(upstream.address));
+        setup
+            .kybio
+            .push_str("reply_bytes_max = 1048576\nattempts_max = 1\n");
+        let gateway = setup.start().await;
+        gateway.forget_peak();
+        let before = gateway.memory_kib();
+        for accepts in ["gzip", "identity"] {
+            let client = Arc::new(gateway.http2_client(&pki));
+            let calls = (0..8).map(|_| {
+                let client = Arc::clone(&client);
+                let headers = [("accept-encoding", accepts)];
+                tokio::spawn(async move {
+                    client
+                        .call_with("orderOpenApi/addOnLineOrder", &headers, "{}")
+                        .await
+                })
+            });
+            for call in calls.collect::<Vec<_>>() {
+                let (status, code, outcome, retryable) = call.await.unwrap().refusal();
+                assert_eq!(
+                    (status, outcome.as_str(), retryable.as_str()),
+                    (502, "unknown", "no"),
+                    "{name}"
+                );
+                assert!(
+                    ["unreadable-reply", "reply-too-large"].contains(&code.as_str()),
+                    "{name}: {code}"
+                );
+            }
+        }
+        let grown = gateway.memory_peak_kib().saturating_sub(before);
+        assert!(grown < GROWTH_KIB_MAX, "{name}: {grown} KiB");
+        assert_eq!(upstream.seen().len(), 16, "each was sent once");
+    }
+}
+
+/// A reply of great depth, or of great length where a few bytes are looked for, costs no more than its size.
+#[tokio::test]
+async fn a_reply_is_no_bomb_for_whoever_reads_its_verdict() {
+    let many = "1,".repeat(4 << 20);
+    let deep = |level: &str| level.repeat(1 << 20);
+    let (begun, ended) = (deep("["), deep("]"));
+    for (name, reply) in [
+        (
+            "deep data",
+            format!("{{\"status\":\"success\",\"data\":{begun}{ended}}}"),
+        ),
+        (
+            "deep messages",
+            format!("{{\"status\":\"error\",\"messages\":{begun}{ended}}}"),
+        ),
+        (
+            "a deep code",
+            format!("{{\"status\":\"error\",\"errorCode\":{begun}{ended}}}"),
+        ),
+        (
+            "deep and without an end",
+            format!("{{\"status\":\"error\",\"messages\":{begun}"),
+        ),
+        (
+            "long data",
+            format!("{{\"status\":\"success\",\"data\":[{many}1]}}"),
+        ),
+        (
+            "long messages",
+            format!("{{\"status\":\"error\",\"messages\":[{many}1]}}"),
+        ),
+        (
+            "a long code",
+            format!("{{\"status\":\"error\",\"errorCode\":[{many}1]}}"),
+        ),
+        (
+            "a long text for a code",
+            format!("{{\"status\":\"error\",\"errorCode\":\"{many}1\"}}"),
+        ),
+    ] {
+        let size = reply.len() as u64 / 1024;
+        let (pki, _upstream, gateway) = answering(move || Act::ok(reply.clone())).await;
+        gateway.forget_peak();
+        let before = gateway.memory_kib();
+        let client = gateway.client(&pki);
+        let answer = client.call("orderOpenApi/addOnLineOrder", "{}").await;
+        let grown = gateway.memory_peak_kib().saturating_sub(before);
+        let outcome = answer.header("kybio-gateway-outcome");
+        assert!(
+            ["done", "rejected", "unknown"].contains(&outcome),
+            "{name}: {outcome}"
+        );
+        assert!(
+            grown < 4 * size + 16 * 1024,
+            "{name}, {size} KiB: {grown} KiB"
+        );
+    }
 }

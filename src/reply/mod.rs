@@ -2,6 +2,7 @@
 
 pub mod encoding;
 
+use std::fmt;
 use std::time::Duration;
 use std::time::SystemTime;
 
@@ -12,7 +13,10 @@ use http::header;
 use serde::Deserialize;
 use serde::Deserializer;
 use serde::de::Error as _;
-use serde_json::Value;
+use serde::de::IgnoredAny;
+use serde::de::MapAccess;
+use serde::de::SeqAccess;
+use serde::de::Visitor;
 
 use crate::answers::AnswerClass;
 use crate::answers::Answers;
@@ -179,19 +183,101 @@ fn verdict(plain: &[u8], answers: &Answers) -> Result<Verdict, serde_json::Error
 fn messages(plain: &[u8]) -> Vec<String> {
     #[derive(Deserialize)]
     struct Messages {
-        messages: Value,
+        messages: Texts,
     }
-    let found = serde_json::from_slice(plain).map(|found: Messages| found.messages);
-    let texts = match found {
-        Ok(Value::Array(list)) => list,
-        Ok(text @ Value::String(_)) => vec![text],
-        Ok(_) | Err(_) => Vec::new(),
-    };
-    let texts = texts.into_iter().filter_map(|text| match text {
-        Value::String(text) => Some(text),
-        _ => None,
-    });
-    texts.collect()
+    serde_json::from_slice(plain)
+        .map(|Messages { messages }| messages.0)
+        .unwrap_or_default()
+}
+
+/// Messages that are looked at. KYBIO sends one.
+const MESSAGES_MAX: usize = 100;
+
+/// As many of a list's texts, or the one that stands in its place. A list of millions isn't kept, whatever is in it.
+struct Texts(Vec<String>);
+
+impl<'de> Deserialize<'de> for Texts {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Reader;
+        impl<'de> Visitor<'de> for Reader {
+            type Value = Texts;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a list of texts, or a text")
+            }
+
+            fn visit_str<E>(self, text: &str) -> Result<Texts, E> {
+                Ok(Texts(vec![text.to_owned()]))
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Texts, A::Error> {
+                let mut texts = Vec::new();
+                while let Some(item) = list.next_element()? {
+                    match item {
+                        Simple::Text(text) if texts.len() < MESSAGES_MAX => texts.push(text),
+                        Simple::Text(_) | Simple::Integer(_) | Simple::Other => {}
+                    }
+                }
+                Ok(Texts(texts))
+            }
+        }
+        deserializer.deserialize_any(Reader)
+    }
+}
+
+/// A value, if it's a text or an integer. Nothing is kept of others: an untagged enum would keep all of them, at many times their size.
+enum Simple {
+    Integer(i64),
+    Text(String),
+    Other,
+}
+
+impl<'de> Deserialize<'de> for Simple {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Reader;
+        impl<'de> Visitor<'de> for Reader {
+            type Value = Simple;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("anything")
+            }
+
+            fn visit_bool<E>(self, _: bool) -> Result<Simple, E> {
+                Ok(Simple::Other)
+            }
+
+            fn visit_i64<E>(self, number: i64) -> Result<Simple, E> {
+                Ok(Simple::Integer(number))
+            }
+
+            fn visit_u64<E>(self, number: u64) -> Result<Simple, E> {
+                Ok(i64::try_from(number).map_or(Simple::Other, Simple::Integer))
+            }
+
+            fn visit_f64<E>(self, _: f64) -> Result<Simple, E> {
+                Ok(Simple::Other)
+            }
+
+            fn visit_str<E>(self, text: &str) -> Result<Simple, E> {
+                Ok(Simple::Text(text.to_owned()))
+            }
+
+            fn visit_unit<E>(self) -> Result<Simple, E> {
+                Ok(Simple::Other)
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Simple, A::Error> {
+                while list.next_element::<IgnoredAny>()?.is_some() {}
+                Ok(Simple::Other)
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Simple, A::Error> {
+                while map.next_entry::<IgnoredAny, IgnoredAny>()?.is_some() {}
+                Ok(Simple::Other)
+            }
+        }
+        deserializer.deserialize_any(Reader)
+    }
 }
 
 /// `success` or `error`, in any letter case (contract, section 4).
@@ -207,17 +293,10 @@ fn success<'de, D: Deserializer<'de>>(deserializer: D) -> Result<bool, D::Error>
 
 /// Null, an integer, or a string of digits (contract, section 4). What is none of them isn't worth losing the answer for.
 fn code<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<i64>, D::Error> {
-    #[derive(Deserialize)]
-    #[serde(untagged)]
-    enum Code {
-        Integer(i64),
-        Text(String),
-        Other(serde::de::IgnoredAny),
-    }
-    Ok(match Option::<Code>::deserialize(deserializer)? {
-        Some(Code::Integer(code)) => Some(code),
-        Some(Code::Text(text)) => text.trim().parse().ok(),
-        Some(Code::Other(_)) | None => None,
+    Ok(match Simple::deserialize(deserializer)? {
+        Simple::Integer(code) => Some(code),
+        Simple::Text(text) => text.trim().parse().ok(),
+        Simple::Other => None,
     })
 }
 
