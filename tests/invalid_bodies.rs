@@ -1,5 +1,10 @@
 //! Promise B3: invalid input never costs a call. Each body is refused with the offset of its first wrong byte, and nothing arrives.
 
+use std::io::Write;
+
+use flate2::Compression;
+use flate2::write::GzEncoder;
+
 use crate::support::{Client, Pki, Setup, Upstream};
 
 #[tokio::test]
@@ -135,6 +140,76 @@ async fn what_is_not_plain_json_is_told_which_header_to_add() {
         .await
         .unwrap();
     assert_eq!(empty.status, 200, "an empty body needs no type");
+}
+
+/// A compressed body is never unpacked, whatever it's called: there's nothing that could be a bomb.
+#[tokio::test]
+async fn a_compressed_body_is_refused_whatever_its_coding_is_called() {
+    let pki = Pki::new();
+    let upstream = Upstream::start(&pki).await;
+    let gateway = Setup::new(&pki, Some(upstream.address)).start().await;
+    let mut bomb = GzEncoder::new(Vec::new(), Compression::best());
+    bomb.write_all(&vec![b' '; 32 << 20]).unwrap();
+    let bomb = bomb.finish().unwrap();
+    gateway.forget_peak();
+    let before = gateway.memory_kib();
+    let codings: [&[&str]; 13] = [
+        &["gzip"],
+        &["GZIP"],
+        &["x-gzip"],
+        &["deflate"],
+        &["br"],
+        &["zstd"],
+        &["compress"],
+        &["no-such-coding"],
+        &["identity, gzip"],
+        &["gzip, identity"],
+        &["gzip, gzip"],
+        &["identity", "gzip"],
+        &["gzip", "identity"],
+    ];
+    for client in [gateway.client(&pki), gateway.http2_client(&pki)] {
+        for codings in codings {
+            let fields = codings.iter().map(|coding| ("content-encoding", *coding));
+            let headers: Vec<_> = fields.collect();
+            let answer = client
+                .call_with("customerOpenApi/add", &headers, bomb.clone())
+                .await;
+            let expected = (
+                415,
+                "content-encoding".into(),
+                "not-sent".into(),
+                "no".into(),
+            );
+            assert_eq!(answer.refusal(), expected, "{codings:?}");
+        }
+        let plain = [("content-encoding", "identity")];
+        let answer = client.call_with("customerOpenApi/add", &plain, "{}").await;
+        assert_eq!(answer.status, 200);
+    }
+    let grown = gateway.memory_peak_kib().saturating_sub(before);
+    assert!(grown < 16 * 1024, "{grown} KiB");
+    assert_eq!(upstream.seen().len(), 2);
+}
+
+/// A mebibyte of nothing but beginnings.
+#[tokio::test]
+async fn a_body_of_great_depth_is_refused_where_it_becomes_too_deep() {
+    let pki = Pki::new();
+    let upstream = Upstream::start(&pki).await;
+    let gateway = Setup::new(&pki, Some(upstream.address)).start().await;
+    let client = gateway.client(&pki);
+    gateway.forget_peak();
+    let before = gateway.memory_kib();
+    for (level, offset) in [("[", 132), ("{\"a\":", 5 + 5 * 127)] {
+        let body = format!("{{\"a\":{}", level.repeat((1 << 20) / level.len() - 8));
+        let answer = client.call("customerOpenApi/add", body).await;
+        assert_eq!(answer.refusal().1, "invalid-body");
+        assert_eq!(answer.json()["gateway"]["offset"], offset, "{level}");
+    }
+    let grown = gateway.memory_peak_kib().saturating_sub(before);
+    assert!(grown < 16 * 1024, "{grown} KiB");
+    assert!(upstream.seen().is_empty());
 }
 
 #[tokio::test]
