@@ -311,7 +311,8 @@ async fn connections_that_wait_to_be_taken_are_answered_too() {
 async fn connections_that_wait_for_a_place_are_answered_too() {
     let pki = Pki::new();
     let (upstream, gate) = Upstream::held(&pki).await;
-    let setup = Setup::new(&pki, Some(upstream.address));
+    let mut setup = Setup::new(&pki, Some(upstream.address));
+    setup.connections_of_one(2);
     let sets = ["listener.connections_max=2", "runtime.drain_timeout=20s"];
     let mut gateway = Gateway::start(setup, &["--set", sets[0], "--set", sets[1]]).await;
     let call = |stream| {

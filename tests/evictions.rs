@@ -527,7 +527,9 @@ async fn a_thousand_idle_connections_of_a_removed_caller_are_closed() {
     const CONNECTIONS: usize = 1_000;
     let pki = Pki::new();
     let upstream = Upstream::start(&pki).await;
-    let gateway = setup(&pki, &upstream).start().await;
+    let mut setup = setup(&pki, &upstream);
+    setup.connections_of_one(CONNECTIONS + 10);
+    let gateway = setup.start().await;
     let bystander = gateway.client(&pki);
     assert!(serves(&bystander).await);
     let lost = tills(&pki);

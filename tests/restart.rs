@@ -122,7 +122,8 @@ async fn what_waits_in_a_passed_sockets_queue_is_left_for_the_next_process() {
     let (upstream, gate) = Upstream::held(&pki).await;
     let socket = TcpListener::bind("127.0.0.1:0").unwrap();
     let start = async || {
-        let setup = Setup::new(&pki, Some(upstream.address));
+        let mut setup = Setup::new(&pki, Some(upstream.address));
+        setup.connections_of_one(2);
         let launch = Launch::passing(&[socket.as_fd()]);
         Gateway::start_by(launch, setup, &["--set", "listener.connections_max=2"]).await
     };

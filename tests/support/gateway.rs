@@ -118,6 +118,14 @@ impl Setup {
         setup
     }
 
+    /// All callers are one here, at one address: it may have so many connections, as many as there are.
+    pub fn connections_of_one(&mut self, count: usize) {
+        let _ = write!(
+            self.listener,
+            "connections_per_address_max = {count}\nconnections_per_caller_max = {count}\n"
+        );
+    }
+
     /// Tables come and go as files of this folder.
     pub fn include_folder(&mut self, name: &str) {
         std::fs::create_dir(self.path(name)).unwrap();
@@ -151,21 +159,13 @@ impl Setup {
             port,
             ..
         } = self;
-        // Tests have one caller at one address, and mean all connections to be its own.
-        let shares = match self.door {
-            _ if self.listener.contains("connections_per_") => "",
-            Door::Unix => "connections_per_caller_max = 2000\n",
-            Door::Tls | Door::Plaintext => {
-                "connections_per_address_max = 2000\nconnections_per_caller_max = 2000\n"
-            }
-        };
         let resolve = self
             .upstream
             .map(|address| format!("resolve = [\"{address}\"]\n"))
             .unwrap_or_default();
         let port = port.map(|port| format!(":{port}")).unwrap_or_default();
         let text = format!(
-            "{top}[listener]\n{door}\nconnections_max = 2000\n{shares}{listener}\n\
+            "{top}[listener]\n{door}\nconnections_max = 2000\n{listener}\n\
              [admin]\naddress = \"127.0.0.1:0\"\n\
              [upstreams.kybio]\nbase_url = \"https://upstream.test{port}/pospal-api2\"\nroots = \"upstream-ca.pem\"\n{resolve}{kybio}\n\
              [accounts.main]\nupstream = \"kybio\"\napp_id = \"{APP_ID}\"\napp_key_file = \"main.key\"\n\
