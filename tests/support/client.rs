@@ -178,12 +178,31 @@ impl Client {
     }
 
     pub async fn send(&self, request: Request<Full<Bytes>>) -> Result<Answer, Failure> {
-        tokio::time::timeout(PATIENCE, self.send_on_kept(request))
+        tokio::time::timeout(PATIENCE, self.send_on_kept(request, true))
             .await
             .expect("an answer in time")
     }
 
-    async fn send_on_kept(&self, mut request: Request<Full<Bytes>>) -> Result<Answer, Failure> {
+    /// Over this connection, and no other if it ends.
+    pub async fn send_over(
+        &self,
+        stream: TcpStream,
+        request: Request<Full<Bytes>>,
+    ) -> Result<Answer, Failure> {
+        let send = async {
+            self.goes_over(stream).await?;
+            self.send_on_kept(request, false).await
+        };
+        tokio::time::timeout(PATIENCE, send)
+            .await
+            .expect("an answer in time")
+    }
+
+    async fn send_on_kept(
+        &self,
+        mut request: Request<Full<Bytes>>,
+        may_connect: bool,
+    ) -> Result<Answer, Failure> {
         let mut kept = self.sender.lock().await;
         let usable = match &mut *kept {
             Some(Sender::Http1(sender)) => sender.ready().await.is_ok(),
@@ -191,6 +210,9 @@ impl Client {
             None => false,
         };
         if !usable {
+            if !may_connect {
+                return Err("the connection has ended".into());
+            }
             *kept = Some(self.connect().await?);
         }
         let response = match kept.as_mut().unwrap() {

@@ -7,14 +7,20 @@ use rcgen::{
     DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, KeyIdMethod, KeyPair,
     KeyUsagePurpose, RevokedCertParams, SanType, SerialNumber, date_time_ymd,
 };
+use rustls::crypto::CryptoProvider;
+use rustls::crypto::aws_lc_rs::default_provider;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::{ClientConfig, RootCertStore, ServerConfig, SupportedProtocolVersion};
 use time::OffsetDateTime;
 
 /// A CA that issues whatever is asked for.
 pub struct Pki {
     issuer: CertifiedIssuer<'static, KeyPair>,
+    /// The certificates that lead from it to the root, its own first, PEM; of a root, none.
+    above: String,
+    name: String,
 }
 
 /// A certificate with its key, PEM.
@@ -52,14 +58,43 @@ impl Default for Wanted<'_> {
 
 impl Pki {
     pub fn new() -> Self {
-        let mut params = CertificateParams::default();
         // Two CAs of one name would be told apart by their signatures alone, which is another fault.
-        params.distinguished_name = name(&format!("test CA {}", uuid::Uuid::now_v7()));
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+        Self::root(format!("test CA {}", uuid::Uuid::now_v7()))
+    }
+
+    /// Another root of the same name, with a key of its own.
+    pub fn forged(&self) -> Self {
+        Self::root(self.name.clone())
+    }
+
+    fn root(name: String) -> Self {
+        let key = KeyPair::generate().unwrap();
         Self {
-            issuer: CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap(),
+            issuer: CertifiedIssuer::self_signed(authority(&name), key).unwrap(),
+            above: String::new(),
+            name,
         }
+    }
+
+    /// A CA below this one, with something changed. What it issues comes with its own certificate.
+    pub fn below(&self, change: impl FnOnce(&mut CertificateParams)) -> Self {
+        let name = format!("test CA {}", uuid::Uuid::now_v7());
+        let mut params = authority(&name);
+        params.use_authority_key_identifier_extension = true;
+        change(&mut params);
+        let key = KeyPair::generate().unwrap();
+        let issuer = CertifiedIssuer::signed_by(params, key, &self.issuer).unwrap();
+        let above = issuer.pem() + &self.above;
+        Self {
+            issuer,
+            above,
+            name,
+        }
+    }
+
+    /// Its common name.
+    pub fn name(&self) -> &str {
+        &self.name
     }
 
     pub fn certificate(&self) -> String {
@@ -82,18 +117,38 @@ impl Pki {
     }
 
     pub fn issue(&self, wanted: &Wanted<'_>) -> Pair {
+        self.issue_with(wanted, |_| {})
+    }
+
+    /// With something changed that can't be asked for.
+    pub fn issue_with(
+        &self,
+        wanted: &Wanted<'_>,
+        change: impl FnOnce(&mut CertificateParams),
+    ) -> Pair {
         let key = KeyPair::generate().unwrap();
-        let certificate = params(wanted).signed_by(&key, &self.issuer).unwrap();
+        let mut params = params(wanted);
+        change(&mut params);
+        let certificate = params.signed_by(&key, &self.issuer).unwrap();
         Pair {
-            certificate: certificate.pem(),
+            certificate: certificate.pem() + &self.above,
             key: key.serialize_pem(),
         }
     }
 
     pub fn self_signed(wanted: &Wanted<'_>) -> Pair {
+        Self::self_signed_with(wanted, |_| {})
+    }
+
+    pub fn self_signed_with(
+        wanted: &Wanted<'_>,
+        change: impl FnOnce(&mut CertificateParams),
+    ) -> Pair {
         let key = KeyPair::generate().unwrap();
+        let mut params = params(wanted);
+        change(&mut params);
         Pair {
-            certificate: params(wanted).self_signed(&key).unwrap().pem(),
+            certificate: params.self_signed(&key).unwrap().pem(),
             key: key.serialize_pem(),
         }
     }
@@ -130,16 +185,35 @@ impl Pki {
         alpn: &[&str],
         versions: &[&'static SupportedProtocolVersion],
     ) -> ClientConfig {
-        let builder = ClientConfig::builder_with_provider(Arc::new(
-            rustls::crypto::aws_lc_rs::default_provider(),
-        ))
-        .with_protocol_versions(versions)
-        .unwrap()
-        .with_root_certificates(self.roots());
-        let mut config = match pair {
-            Some(pair) => builder
-                .with_client_auth_cert(pair.chain(), pair.key())
-                .unwrap(),
+        self.client_showing(pair.map(Pair::shown), alpn, versions)
+    }
+
+    /// For a client that shows this, whether it's a certificate or not.
+    pub fn client_showing(
+        &self,
+        shown: Option<CertifiedKey>,
+        alpn: &[&str],
+        versions: &[&'static SupportedProtocolVersion],
+    ) -> ClientConfig {
+        self.client_by(default_provider(), shown, alpn, versions)
+    }
+
+    /// For a client with its own choice of cryptography.
+    pub fn client_by(
+        &self,
+        provider: CryptoProvider,
+        shown: Option<CertifiedKey>,
+        alpn: &[&str],
+        versions: &[&'static SupportedProtocolVersion],
+    ) -> ClientConfig {
+        let builder = ClientConfig::builder_with_provider(Arc::new(provider))
+            .with_protocol_versions(versions)
+            .unwrap()
+            .with_root_certificates(self.roots());
+        let mut config = match shown {
+            Some(shown) => {
+                builder.with_client_cert_resolver(Arc::new(SingleCertAndKey::from(shown)))
+            }
             None => builder.with_no_client_auth(),
         };
         config.alpn_protocols = alpn.iter().map(|name| name.as_bytes().to_vec()).collect();
@@ -154,19 +228,36 @@ impl Pair {
             .unwrap()
     }
 
+    /// As a client shows it.
+    pub fn shown(&self) -> CertifiedKey {
+        let key = default_provider()
+            .key_provider
+            .load_private_key(self.key())
+            .unwrap();
+        CertifiedKey::new(self.chain(), key)
+    }
+
     pub fn key(&self) -> PrivateKeyDer<'static> {
         PrivateKeyDer::from_pem_slice(self.key.as_bytes()).unwrap()
     }
 
     /// For a server that asks for no client certificate.
     pub fn server_config(&self) -> ServerConfig {
-        ServerConfig::builder_with_provider(Arc::new(rustls::crypto::aws_lc_rs::default_provider()))
+        ServerConfig::builder_with_provider(Arc::new(default_provider()))
             .with_safe_default_protocol_versions()
             .unwrap()
             .with_no_client_auth()
             .with_single_cert(self.chain(), self.key())
             .unwrap()
     }
+}
+
+fn authority(common: &str) -> CertificateParams {
+    let mut params = CertificateParams::default();
+    params.distinguished_name = name(common);
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+    params
 }
 
 fn params(wanted: &Wanted<'_>) -> CertificateParams {
@@ -191,7 +282,7 @@ fn params(wanted: &Wanted<'_>) -> CertificateParams {
     params
 }
 
-fn name(common: &str) -> DistinguishedName {
+pub fn name(common: &str) -> DistinguishedName {
     let mut name = DistinguishedName::new();
     name.push(DnType::CommonName, common);
     name
