@@ -58,6 +58,7 @@ mod reloads; // U2: a new configuration is taken whole while calls go on, or not
 mod restart; // U1: a restart on a passed socket refuses nobody; a second process on the port
 mod schema; // editors are told what the gateway takes
 mod shown; // what holds, and where it comes from
+mod slow; // U3: whoever stalls is let go of, and nobody else notices
 mod systemd; // what systemd is told, and its units
 
 // Tidiness

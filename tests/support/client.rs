@@ -120,7 +120,8 @@ impl Client {
         self.shake_hands(stream).await
     }
 
-    async fn shake_hands(&self, stream: TcpStream) -> Result<TlsStream<TcpStream>, Failure> {
+    /// TLS on a connection of the test's own.
+    pub async fn shake_hands(&self, stream: TcpStream) -> Result<TlsStream<TcpStream>, Failure> {
         let Way::Tls(_, tls) = &self.way else {
             panic!("there is no TLS");
         };

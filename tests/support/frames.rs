@@ -29,6 +29,9 @@ pub const END_STREAM: u8 = 0x1;
 pub const END_HEADERS: u8 = 0x4;
 pub const PADDED: u8 = 0x8;
 
+/// What each connection begins with.
+pub const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
 /// What a ping says that stands behind everything else.
 const LAST: &[u8] = b"the last";
 
@@ -108,8 +111,7 @@ impl Frames {
         assert_eq!(stream.get_ref().1.alpn_protocol(), Some(&b"h2"[..]));
         // Small frames aren't held back until an answer comes.
         stream.get_ref().0.set_nodelay(true).unwrap();
-        let preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
-        stream.write_all(preface).await.unwrap();
+        stream.write_all(PREFACE).await.unwrap();
         let mut frames = Self { stream };
         frames.write(SETTINGS, 0, 0, &[]).await.unwrap();
         frames

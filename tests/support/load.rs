@@ -83,6 +83,9 @@ pub struct Tally {
     pub refused: usize,
     /// Ended by the other side before the TLS handshake did: no request was sent.
     pub dropped: usize,
+    /// How long each answer took, in the order in which they came: from when its request was due, so that what comes late because the one
+    /// before did counts too.
+    pub latencies: Vec<Duration>,
     pub took: Duration,
 }
 
@@ -164,12 +167,12 @@ impl Load {
             tasks.spawn(async move {
                 let mut turns = interval_at(first, pause);
                 loop {
-                    tokio::select! {
+                    let due = tokio::select! {
                         biased;
                         () = caller.crowd.stop.cancelled() => return,
-                        _ = turns.tick() => {}
-                    }
-                    if !caller.call().await {
+                        due = turns.tick() => due,
+                    };
+                    if !caller.call(due).await {
                         return;
                     }
                 }
@@ -300,7 +303,7 @@ struct Http2 {
 
 impl Caller {
     /// One request, and what became of it. False once nobody listens.
-    async fn call(&mut self) -> bool {
+    async fn call(&mut self, due: Instant) -> bool {
         // Each of them is another, so that the host can tell which came twice.
         let number = self.crowd.number.fetch_add(1, Ordering::SeqCst);
         let body = format!("{{\"number\":{number}}}");
@@ -318,6 +321,7 @@ impl Caller {
             match outcome {
                 Outcome::Answered => {
                     tally.answered += 1;
+                    tally.latencies.push(due.elapsed());
                     self.crowd.answered.send_replace(tally.answered);
                     return true;
                 }
