@@ -52,6 +52,7 @@ mod checks; // F2: what would show only later, or only to callers, is told by `c
 mod configuration; // F2: faults are told all at once, with their places
 mod continuity; // U2: what is under way, and what is remembered, outlives a reload
 mod drain; // U1: an orderly end
+mod foreign; // OpenSSL, curl, nghttp2, Python
 mod observing; // metrics, log, health
 mod protocols; // HTTP/1.1, HTTP/2, curl
 mod reloads; // U2: a new configuration is taken whole while calls go on, or not at all
