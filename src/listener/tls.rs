@@ -29,6 +29,7 @@ use x509_parser::parse_x509_certificate;
 use x509_parser::parse_x509_crl;
 
 use crate::identity::Names;
+use crate::observe::log::harmless;
 
 /// Tickets for each TLS 1.3 handshake: one is enough for a caller that comes back.
 const TICKETS: usize = 1;
@@ -249,11 +250,11 @@ impl Bearer {
             Some(format!("{} ({})", other.subject(), serial(&other)))
         });
         Some(Self {
-            subject: bounded(&certificate.subject().to_string()),
-            issuer: bounded(&certificate.issuer().to_string()),
-            serial: bounded(&serial(&certificate)),
-            names: bounded(&names.join(", ")),
-            intermediates: bounded(&others.collect::<Vec<_>>().join(", ")),
+            subject: harmless(&certificate.subject().to_string(), BEARER_TEXT_MAX),
+            issuer: harmless(&certificate.issuer().to_string(), BEARER_TEXT_MAX),
+            serial: harmless(&serial(&certificate), BEARER_TEXT_MAX),
+            names: harmless(&names.join(", "), BEARER_TEXT_MAX),
+            intermediates: harmless(&others.collect::<Vec<_>>().join(", "), BEARER_TEXT_MAX),
         })
     }
 }
@@ -263,15 +264,6 @@ fn serial(certificate: &X509Certificate<'_>) -> String {
     // The first byte says that the number isn't negative, and is no part of it.
     let bytes = bytes.strip_prefix(&[0]).filter(|rest| !rest.is_empty());
     const_hex::encode_upper(bytes.unwrap_or_else(|| certificate.raw_serial()))
-}
-
-fn bounded(text: &str) -> String {
-    let mut characters = text.chars();
-    let mut short: String = characters.by_ref().take(BEARER_TEXT_MAX).collect();
-    if characters.next().is_some() {
-        short.push('…');
-    }
-    short
 }
 
 /// What a verified certificate says of its holder.
@@ -300,6 +292,8 @@ pub fn holder(certificate: &CertificateDer<'_>) -> Holder {
         match name {
             GeneralName::URI(uri) => holder.names.uris.push((*uri).to_owned()),
             GeneralName::DNSName(name) => holder.names.dns.push((*name).to_owned()),
+            // Somebody else may read a URI where we can't: then it's not the only one, or not a SPIFFE ID.
+            GeneralName::Invalid(..) => holder.names.uris.push(String::new()),
             _ => {}
         }
     }

@@ -91,6 +91,27 @@ pub fn chain(error: &dyn std::error::Error) -> String {
     text
 }
 
+/// What somebody else has chosen, as it can stand in a log and on a terminal: nothing in it can move a cursor, begin a line or turn the
+/// direction of writing, and it has at most so many characters.
+#[must_use]
+pub fn harmless(text: &str, characters_max: usize) -> String {
+    let mut short = String::new();
+    let mut count = 0;
+    for character in text.chars() {
+        let escaped = match character {
+            '"' | '\'' | '\\' => character.to_string(),
+            other => other.escape_debug().to_string(),
+        };
+        count += escaped.chars().count();
+        if count >= characters_max {
+            short.push('…');
+            break;
+        }
+        short.push_str(&escaped);
+    }
+    short
+}
+
 /// Changes the level while events are written.
 pub struct Control(Box<dyn Fn(Level) + Send + Sync>);
 
@@ -142,4 +163,24 @@ pub fn subscriber(settings: &Settings) -> (Box<dyn Subscriber + Send + Sync>, Co
         }
     };
     (subscriber, control, Writer { guard: Some(guard) })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::harmless;
+
+    #[test]
+    fn what_could_upset_a_log_is_escaped_and_cut() {
+        for (text, expected) in [
+            ("CN=\"O\\'Neill\", 银豹", "CN=\"O\\'Neill\", 银豹"),
+            ("a\nb\r\0", "a\\nb\\r\\0"),
+            ("\u{1b}[31m\u{9b}\u{202e}", "\\u{1b}[31m\\u{9b}\\u{202e}"),
+            ("\u{2028}\u{feff}", "\\u{2028}\\u{feff}"),
+        ] {
+            assert_eq!(harmless(text, 100), expected);
+        }
+        assert_eq!(harmless("123456789", 10), "123456789");
+        assert_eq!(harmless("1234567890", 10), "123456789…");
+        assert_eq!(harmless("12345\u{202e}", 10), "12345…");
+    }
 }
