@@ -117,6 +117,8 @@ impl Client {
             panic!("there is no TLS");
         };
         let stream = TcpStream::connect(address).await?;
+        // As callers do: a head isn't answered 40 ms later because its body comes in another packet.
+        stream.set_nodelay(true)?;
         self.shake_hands(stream).await
     }
 

@@ -2,6 +2,7 @@
 //! process of its own, and clients for HTTP/1.1 and HTTP/2. Nothing here uses the product's code.
 
 pub mod client;
+pub mod corpus;
 pub mod frames;
 pub mod gateway;
 pub mod load;
@@ -11,6 +12,7 @@ pub mod pki;
 pub mod replies;
 pub mod tools;
 pub mod upstream;
+pub mod wire;
 
 pub use client::Answer;
 pub use client::Client;

@@ -292,6 +292,11 @@ impl Upstream {
         self.host.journal.lock().unwrap().clone()
     }
 
+    /// What arrived after the first so many.
+    pub fn seen_since(&self, count: usize) -> Vec<Seen> {
+        self.host.journal.lock().unwrap()[count..].to_vec()
+    }
+
     /// The latest request that arrived.
     pub fn last(&self) -> Seen {
         self.host
