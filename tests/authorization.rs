@@ -1,4 +1,5 @@
-//! Promise W2: a caller reaches only its own accounts and operations, whatever the spelling; decided before the body is looked at.
+//! Promise W2: a caller reaches only its own accounts and operations; decided before the body is looked at. What else a request line can
+//! say is in the corpus of `paths`.
 
 use crate::support::gateway::{APP_ID, APP_KEY};
 use crate::support::{Client, Pki, Setup, Upstream};
@@ -36,124 +37,6 @@ async fn the_canonical_spelling_goes_upstream_whatever_the_letter_case() {
             .all(|seen| seen.target == "/pospal-api2/openapi/v1/customerOpenApi/queryBytel"),
         "{seen:?}"
     );
-}
-
-#[tokio::test]
-async fn every_other_spelling_trick_is_refused() {
-    use tokio::io::{AsyncReadExt, AsyncWriteExt};
-    let pki = Pki::new();
-    let upstream = Upstream::start(&pki).await;
-    let gateway = Setup::new(&pki, Some(upstream.address)).start().await;
-    let client = gateway.client(&pki);
-    let cases = [
-        (
-            "/openapi/v1/customerOpenApi/add?",
-            "host: gateway.test",
-            400,
-        ),
-        (
-            "/openapi/v1/customerOpenApi/add?appId=x",
-            "host: gateway.test",
-            400,
-        ),
-        (
-            "//openapi/v1/customerOpenApi/add",
-            "host: gateway.test",
-            400,
-        ),
-        (
-            "/openapi/v1/customerOpenApi//add",
-            "host: gateway.test",
-            400,
-        ),
-        (
-            "/openapi/v1/./customerOpenApi/add",
-            "host: gateway.test",
-            400,
-        ),
-        (
-            "/openapi/v1/x/../customerOpenApi/add",
-            "host: gateway.test",
-            400,
-        ),
-        (
-            "/openapi/v1/customerOpenApi/%61dd",
-            "host: gateway.test",
-            400,
-        ),
-        (
-            "/openapi/v1/customerOpenApi%2fadd",
-            "host: gateway.test",
-            400,
-        ),
-        (
-            "/openapi/v1/%2e%2e/v1/customerOpenApi/add",
-            "host: gateway.test",
-            400,
-        ),
-        (
-            "/openapi/v1/customerOpenApi;v=1/add",
-            "host: gateway.test",
-            400,
-        ),
-        (
-            "/openapi/v1/customerOpenApi\\add",
-            "host: gateway.test",
-            400,
-        ),
-        (
-            "/openapi/v1/customerOpenApi/add/",
-            "host: gateway.test",
-            400,
-        ),
-        (
-            "/openapi/v1/customerOpenApi/add.",
-            "host: gateway.test",
-            400,
-        ),
-        (
-            "https://gateway.test/openapi/v1/customerOpenApi/add",
-            "host: elsewhere",
-            400,
-        ),
-        (
-            "/openapi/v1/customerOpenApi/add",
-            "host: gateway.test\r\nhost: elsewhere",
-            400,
-        ),
-        ("/openapi/v1/customerOpenApi/add", "x-no-host: 1", 400),
-        (
-            "/openapi/v1/customerOpenApi/nothingLikeIt",
-            "host: gateway.test",
-            404,
-        ),
-        (
-            "/pospal-api/api/auth/openapi/promotion/addCouponcode/",
-            "host: gateway.test",
-            404,
-        ),
-        ("/", "host: gateway.test", 404),
-        (
-            "https://gateway.test/openapi/v1/customerOpenApi/add",
-            "host: gateway.test",
-            200,
-        ),
-    ];
-    for (target, host, status) in cases {
-        let mut stream = client.stream().await.unwrap();
-        let head = format!(
-            "POST {target} HTTP/1.1\r\n{host}\r\ncontent-type: application/json\r\ncontent-length: 2\r\nconnection: close\r\n\r\n{{}}"
-        );
-        stream.write_all(head.as_bytes()).await.unwrap();
-        let mut answer = Vec::new();
-        let _ = stream.read_to_end(&mut answer).await;
-        let answer = String::from_utf8_lossy(&answer);
-        assert!(
-            answer.starts_with(&format!("HTTP/1.1 {status}")),
-            "{target} {host}: {answer}"
-        );
-    }
-    assert_eq!(upstream.seen().len(), 1);
 }
 
 #[tokio::test]
@@ -196,35 +79,7 @@ async fn only_granted_operations_are_reached_and_explicit_ones_by_name_alone() {
 }
 
 #[tokio::test]
-async fn widening_headers_do_not_widen() {
-    let pki = Pki::new();
-    let upstream = Upstream::start(&pki).await;
-    let mut setup = Setup::new(&pki, Some(upstream.address));
-    setup.orders = setup.orders.replace(
-        "operations = [\"*\"]",
-        "operations = [\"customerOpenApi/query*\"]",
-    );
-    let gateway = setup.start().await;
-    let headers = [
-        (
-            "x-original-url",
-            "/openapi/v1/customerOpenApi/queryByNumber",
-        ),
-        ("x-rewrite-url", "/openapi/v1/customerOpenApi/queryByNumber"),
-        ("x-http-method-override", "GET"),
-        ("x-forwarded-client-cert", "URI=spiffe://shop.example/admin"),
-        ("x-forwarded-host", "elsewhere"),
-    ];
-    let answer = gateway
-        .client(&pki)
-        .call_with("customerOpenApi/add", &headers, "{}")
-        .await;
-    assert_eq!(answer.status, 403);
-    assert!(upstream.seen().is_empty());
-}
-
-#[tokio::test]
-async fn only_post_is_taken() {
+async fn who_comes_with_another_method_is_told_to_post() {
     let pki = Pki::new();
     let upstream = Upstream::start(&pki).await;
     let gateway = Setup::new(&pki, Some(upstream.address)).start().await;

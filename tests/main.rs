@@ -22,6 +22,7 @@ mod authorization; // W2: a caller reaches its own accounts and operations alone
 mod certificates; // W1: no valid certificate, no request
 mod evictions; // W1, U2: who has lost its right to come in is out, on open connections too
 mod headers; // W3: what goes up is our own request
+mod paths; // W2: whatever the request line says, only the granted operation is reached
 mod sidecar; // listeners without TLS: users of a unix socket, and loopback
 
 // Calls

@@ -44,16 +44,8 @@ pub fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
 
 /// A header block of these fields.
 pub fn block(fields: &[(&str, &str)]) -> Vec<u8> {
-    let mut block = Vec::new();
-    for (name, value) in fields {
-        // RFC 7541, section 6.2.2: a literal that isn't indexed, with a new name; neither text is compressed.
-        block.push(0);
-        for text in [name, value] {
-            length(&mut block, text.len());
-            block.extend(text.as_bytes());
-        }
-    }
-    block
+    let bytes = |(name, value): &(&str, &str)| field(name.as_bytes(), value.as_bytes());
+    fields.iter().flat_map(bytes).collect()
 }
 
 /// RFC 7541, section 5.1, with a prefix of 7 bits.
@@ -92,11 +84,52 @@ pub struct Frame {
 }
 
 impl Frame {
+    /// The status that a block of header fields begins with (RFC 7541: fully indexed, or a literal with an indexed name).
+    pub fn status(&self) -> u16 {
+        assert_eq!(self.kind, HEADERS);
+        match self.payload[..] {
+            [index @ 0x88..=0x8e, ..] => {
+                [200, 204, 206, 304, 400, 404, 500][usize::from(index - 0x88)]
+            }
+            [0x08 | 0x48, 3, a, b, c, ..] => {
+                std::str::from_utf8(&[a, b, c]).unwrap().parse().unwrap()
+            }
+            [0x08 | 0x48, 0x82 | 0x83, a, b, ..] => {
+                huffman_digits(u32::from_be_bytes([a, b, self.payload[4], 0]))
+            }
+            _ => panic!("no status: {:02x?}", self.payload),
+        }
+    }
+
     /// The last stream that a GOAWAY says was looked at, or will be.
     fn last_stream(&self) -> u32 {
         assert_eq!(self.kind, GOAWAY);
         u32::from_be_bytes(self.payload[..4].try_into().unwrap())
     }
+}
+
+/// One header field. RFC 7541, section 6.2.2: a literal that isn't indexed, with a new name; neither text is compressed.
+pub fn field(name: &[u8], value: &[u8]) -> Vec<u8> {
+    let mut field = vec![0];
+    for text in [name, value] {
+        length(&mut field, text.len());
+        field.extend(text);
+    }
+    field
+}
+
+/// Three digits in the code of RFC 7541, appendix B, from the highest bit on: five bits each for 0, 1 and 2, six for the others.
+fn huffman_digits(mut bits: u32) -> u16 {
+    let mut number = 0;
+    for _ in 0..3 {
+        let (digit, length) = match bits >> 27 {
+            digit @ 0..=2 => (digit, 5),
+            _ => ((bits >> 26) - 0x19 + 3, 6),
+        };
+        number = number * 10 + u16::try_from(digit).unwrap();
+        bits <<= length;
+    }
+    number
 }
 
 /// An open connection. It answers no ping, and takes no notice of a GOAWAY, unless the test wants it to.
