@@ -21,6 +21,7 @@ mod replies; // B2: replies come back byte for byte
 mod authorization; // W2: a caller reaches its own accounts and operations alone
 mod certificates; // W1: no valid certificate, no request
 mod evictions; // W1, U2: who has lost its right to come in is out, on open connections too
+mod framing; // W4: no framing trick makes an extra call, or gives one caller's answer to another
 mod headers; // W3: what goes up is our own request
 mod paths; // W2: whatever the request line says, only the granted operation is reached
 mod sidecar; // listeners without TLS: users of a unix socket, and loopback
