@@ -4,10 +4,12 @@ use std::io::Write;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
+use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use crate::support::gateway::{APP_KEY, ORDERS};
+use crate::support::upstream::{Act, SUCCESS};
 use crate::support::{Gateway, Pki, Setup, Upstream, tools};
 
 /// A CA as people make one, with OpenSSL, in the folder of a gateway that trusts it.
@@ -329,7 +331,7 @@ async fn tls_1_2_without_an_extended_master_secret_is_refused() {
             .args(["-cert", "leaf.pem", "-key", "leaf.key"])
             .current_dir(gateway.setup.folder.path()),
     );
-    assert!(agreed_on(&output).is_none(), "{}", said(&output));
+    assert_eq!(agreed_on(&output), None);
     let event = gateway
         .event_since(mark, |event| event["message"] == "a TLS handshake failed")
         .await;
@@ -422,4 +424,371 @@ async fn each_bad_certificate_of_openssls_is_refused_by_its_reason_and_number() 
             assert!(issuer.contains("a CA by OpenSSL"), "{event}");
         }
     }
+}
+
+/// A gateway with the certificate of `orders` in its folder.
+async fn with_caller(pki: &Pki, upstream: &Upstream, set: &[&str]) -> Gateway {
+    let setup = Setup::new(pki, Some(upstream.address));
+    let caller = pki.caller(ORDERS);
+    tools::write(&setup.path("orders.pem"), caller.certificate, 0o644);
+    tools::write(&setup.path("orders.key"), caller.key, 0o600);
+    let flags: Vec<_> = set.iter().flat_map(|key| ["--set", key]).collect();
+    Gateway::start(setup, &flags).await
+}
+
+/// Runs programs beside the test, on whose thread the upstream lives.
+async fn beside<T: Send + 'static>(
+    gateway: Gateway,
+    run: impl FnOnce(&Gateway) -> T + Send + 'static,
+) -> (Gateway, T) {
+    tokio::task::spawn_blocking(move || {
+        let result = run(&gateway);
+        (gateway, result)
+    })
+    .await
+    .unwrap()
+}
+
+/// Python's h2, in the system's own Python: that is the one that Debian's packages are for.
+async fn h2(gateway: Gateway, scenario: &'static str) -> (Gateway, Value) {
+    beside(gateway, move |gateway| {
+        let output = tools::run(
+            Command::new("/usr/bin/python3")
+                .arg(tools::root().join("tests/foreign/http2.py"))
+                .args([scenario, &gateway.address.port().to_string()])
+                .current_dir(gateway.setup.folder.path()),
+        );
+        assert!(
+            output.status.success(),
+            "{scenario}: {}",
+            tools::stderr(&output)
+        );
+        serde_json::from_slice(&output.stdout).unwrap()
+    })
+    .await
+}
+
+fn statuses(answers: &Value) -> Vec<&str> {
+    let answers = answers.as_array().unwrap().iter();
+    answers
+        .map(|answer| answer["status"].as_str().unwrap_or("none"))
+        .collect()
+}
+
+#[tokio::test]
+async fn another_http2_library_finds_everything_in_order() {
+    let pki = Pki::new();
+    let large = format!(
+        "{{\"status\":\"success\",\"data\":\"{}\"}}",
+        "y".repeat(1_000_000)
+    );
+    let expected = large.len();
+    let upstream = Upstream::scripted(&pki, move |seen| {
+        if seen.target.ends_with("queryByUid") {
+            Act::ok(large.clone())
+        } else {
+            Act::ok(SUCCESS)
+        }
+    })
+    .await;
+    let gateway = with_caller(&pki, &upstream, &[]).await;
+
+    let (gateway, many) = h2(gateway, "many").await;
+    assert_eq!(statuses(&many), ["200"; 300]);
+
+    let (gateway, large) = h2(gateway, "large").await;
+    assert_eq!(large["status"], "200");
+    assert_eq!(large["body"], expected);
+    assert!(large["pushed_back"].as_u64() > Some(0), "{large}");
+
+    // What isn't wanted is answered all the same, and said so; the connection goes on.
+    let (gateway, refused) = h2(gateway, "refused").await;
+    assert_eq!(statuses(&refused), ["413", "404", "200"], "{refused}");
+    for (index, code) in [(0, "body-too-large"), (1, "unknown-operation")] {
+        let body = refused[index]["body"].as_str().unwrap();
+        assert!(body.contains(code), "{refused}");
+    }
+
+    let (gateway, trailers) = h2(gateway, "trailers").await;
+    assert_eq!(statuses(&trailers), ["200"; 2], "{trailers}");
+    let (gateway, padded) = h2(gateway, "padded").await;
+    assert_eq!(statuses(&padded), ["200"], "{padded}");
+    let (gateway, priority) = h2(gateway, "priority").await;
+    assert_eq!(statuses(&priority), ["200"; 2], "{priority}");
+
+    let seen = upstream.seen();
+    assert_eq!(seen.len(), 300 + 1 + 1 + 2 + 1 + 2);
+    assert!(seen.iter().all(|seen| seen.is_signed_with(APP_KEY)));
+    assert!(
+        seen.iter()
+            .all(|seen| !seen.headers.contains_key("x-checksum"))
+    );
+    assert_eq!(
+        gateway
+            .metric("kybio_gateway_downstream_connections_accepted_total")
+            .await,
+        6.0
+    );
+}
+
+#[tokio::test]
+async fn another_http2_library_is_told_when_its_connection_is_old() {
+    let pki = Pki::new();
+    let upstream = Upstream::start(&pki).await;
+    let gateway = with_caller(&pki, &upstream, &["listener.connection_age_max=1s"]).await;
+    let (_gateway, age) = h2(gateway, "age").await;
+    // NO_ERROR, twice: whatever was on its way then was taken, and the last one says which that was.
+    let expected = serde_json::json!({"first": "200", "goodbye": 0, "last_streams": [1]});
+    assert_eq!(age, expected);
+}
+
+/// All thousand are there at once, and one caller may hold half of the queue.
+const LONG_QUEUE: [&str; 2] = [
+    "upstreams.kybio.queue_max=2000",
+    "upstreams.kybio.queue_timeout=30s",
+];
+
+/// h2load has no flag for a client certificate, so its sister does its work.
+#[tokio::test]
+async fn nghttp_makes_a_thousand_calls_over_ten_connections() {
+    let pki = Pki::new();
+    let upstream = Upstream::start(&pki).await;
+    let gateway = with_caller(&pki, &upstream, &LONG_QUEUE).await;
+    tools::write(&gateway.setup.path("body"), "{\"a\":1}", 0o644);
+    let (gateway, outputs) = beside(gateway, |gateway| {
+        let url = format!(
+            "https://127.0.0.1:{}/openapi/v1/customerOpenApi/add",
+            gateway.address.port()
+        );
+        let start = |_| {
+            Command::new("nghttp")
+                .args(["--null-out", "--stat", "--no-verify-peer", "--multiply=100"])
+                .args(["--cert=orders.pem", "--key=orders.key", "--data=body"])
+                .args(["-H", ":authority: gateway.test"])
+                .args(["-H", "content-type: application/json", "--timeout=20"])
+                .arg(&url)
+                .current_dir(gateway.setup.folder.path())
+                .stdin(Stdio::null())
+                .stdout(Stdio::piped())
+                .stderr(Stdio::piped())
+                .spawn()
+                .unwrap_or_else(|error| panic!("nghttp: {error} (see .ci/install)"))
+        };
+        let children = [(); 10].map(start);
+        children.map(|child| child.wait_with_output().unwrap())
+    })
+    .await;
+    for output in &outputs {
+        let text = said(output);
+        let good = text
+            .lines()
+            .filter(|line| line.contains(" 200 ") && line.contains("/openapi/v1/"))
+            .count();
+        assert_eq!(good, 100, "{text}");
+    }
+    assert_eq!(upstream.seen().len(), 1_000);
+    assert_eq!(
+        gateway
+            .metric("kybio_gateway_downstream_connections_accepted_total")
+            .await,
+        10.0
+    );
+}
+
+const CERTIFICATE: [&str; 4] = ["--cert", "orders.pem", "--key", "orders.key"];
+
+fn curl(gateway: &Gateway, arguments: &[&str]) -> Output {
+    let port = gateway.address.port();
+    let (resolve, url) = (
+        format!("gateway.test:{port}:127.0.0.1"),
+        format!("https://gateway.test:{port}/openapi/v1/customerOpenApi/add"),
+    );
+    let mut command = Command::new("curl");
+    command.args([
+        "--silent",
+        "--show-error",
+        "--max-time",
+        "20",
+        "--cacert",
+        "callers-ca.pem",
+        "--resolve",
+        &resolve,
+    ]);
+    tools::run(
+        command
+            .args(arguments)
+            .arg(url)
+            .current_dir(gateway.setup.folder.path()),
+    )
+}
+
+#[tokio::test]
+async fn curl_gets_in_with_its_certificate_and_not_without() {
+    let pki = Pki::new();
+    let upstream = Upstream::start(&pki).await;
+    let gateway = with_caller(&pki, &upstream, &[]).await;
+    std::fs::write(gateway.setup.path("large"), vec![b'x'; 2_500_000]).unwrap();
+    let sample = |file: &str| {
+        format!(
+            "@{}",
+            Path::new(&tools::root())
+                .join("tests/vectors/samples")
+                .join(file)
+                .display()
+        )
+    };
+    let (gateway, outputs) = beside(gateway, move |gateway| {
+        let good = sample("customer-add.req.json");
+        let broken = sample("customer-add.doc-verbatim-INVALID.txt");
+        let json = ["-H", "Content-Type: application/json"];
+        let with = |more: &[&str]| curl(gateway, &[&CERTIFICATE[..], more].concat());
+        [
+            with(&[&["--http1.1", "--data-binary", &good][..], &json].concat()),
+            with(&[&["--http2", "--data-binary", &good][..], &json].concat()),
+            with(&[&["--compressed", "--data-binary", &good][..], &json].concat()),
+            with(&[&["--data-binary", &broken][..], &json].concat()),
+            with(&["--data-binary", &good]),
+            curl(gateway, &[&["--data-binary", &good][..], &json].concat()),
+            with(&[&["--http2", "--data-binary", "@large"][..], &json].concat()),
+            with(&[&["--http1.1", "--data-binary", "@large"][..], &json].concat()),
+        ]
+    })
+    .await;
+    for output in &outputs[..3] {
+        assert!(
+            tools::stdout(output).contains("\"status\":\"success\""),
+            "{output:?}"
+        );
+    }
+    assert!(
+        tools::stdout(&outputs[3]).contains("byte 76"),
+        "{:?}",
+        outputs[3]
+    );
+    assert!(
+        tools::stdout(&outputs[4]).contains("add the header Content-Type: application/json"),
+        "{:?}",
+        outputs[4]
+    );
+    assert!(
+        !outputs[5].status.success() && outputs[5].stdout.is_empty(),
+        "{:?}",
+        outputs[5]
+    );
+    for output in &outputs[6..] {
+        assert!(
+            tools::stdout(output).contains("body-too-large"),
+            "{output:?}"
+        );
+    }
+    gateway.event(|event| event["reason"] == "none").await;
+    assert_eq!(upstream.seen().len(), 3);
+}
+
+/// Other ways of using a connection are none that the gateway knows.
+#[tokio::test]
+async fn curl_is_refused_what_is_no_call() {
+    let pki = Pki::new();
+    let upstream = Upstream::start(&pki).await;
+    let gateway = with_caller(&pki, &upstream, &[]).await;
+    let json = ["-H", "Content-Type: application/json", "--data", "{}"];
+    let rows: [(&str, Vec<&str>, &str, &str); 6] = [
+        (
+            "Upgrade: h2c",
+            [
+                &["--http1.1", "-H", "Connection: Upgrade, HTTP2-Settings"][..],
+                &[
+                    "-H",
+                    "Upgrade: h2c",
+                    "-H",
+                    "HTTP2-Settings: AAMAAABkAAQAoAAAAAIAAAAA",
+                ],
+                &json,
+            ]
+            .concat(),
+            "400",
+            "upgrade-refused",
+        ),
+        (
+            "Upgrade: websocket",
+            [
+                &[
+                    "--http1.1",
+                    "-H",
+                    "Connection: Upgrade",
+                    "-H",
+                    "Upgrade: websocket",
+                ][..],
+                &json,
+            ]
+            .concat(),
+            "400",
+            "upgrade-refused",
+        ),
+        (
+            "TRACE",
+            vec!["--http1.1", "-X", "TRACE"],
+            "405",
+            "method-not-allowed",
+        ),
+        (
+            "TRACE",
+            vec!["--http2", "-X", "TRACE"],
+            "405",
+            "method-not-allowed",
+        ),
+        ("GET", vec!["--http2"], "405", "method-not-allowed"),
+        (
+            "OPTIONS",
+            vec!["--http1.1", "-X", "OPTIONS"],
+            "405",
+            "method-not-allowed",
+        ),
+    ];
+    let (gateway, outputs) = beside(gateway, |gateway| {
+        rows.map(|(what, arguments, status, code)| {
+            let told = ["--write-out", " %{http_code}"];
+            let output = curl(gateway, &[&CERTIFICATE[..], &told, &arguments].concat());
+            (what, output, status, code)
+        })
+    })
+    .await;
+    let mut wrong = Vec::new();
+    for (what, output, status, code) in outputs {
+        let text = tools::stdout(&output);
+        if !text.ends_with(&format!(" {status}")) || !text.contains(code) {
+            wrong.push(format!("{what}: {text} {}", tools::stderr(&output)));
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong:#?}");
+
+    // As a forward proxy it's none: CONNECT to elsewhere, and to itself.
+    let proxy = format!("https://gateway.test:{}", gateway.address.port());
+    let resolve = format!("gateway.test:{}:127.0.0.1", gateway.address.port());
+    let (_gateway, output) = beside(gateway, move |gateway| {
+        tools::run(
+            Command::new("curl")
+                .args([
+                    "--silent",
+                    "--show-error",
+                    "--max-time",
+                    "20",
+                    "--proxytunnel",
+                ])
+                .args(["--proxy", &proxy, "--proxy-cacert", "callers-ca.pem"])
+                .args(["--proxy-cert", "orders.pem", "--proxy-key", "orders.key"])
+                .args(["--resolve", &resolve, "--write-out", " %{http_connect}"])
+                .arg("https://upstream.test/")
+                .current_dir(gateway.setup.folder.path()),
+        )
+    })
+    .await;
+    let told = tools::stdout(&output);
+    assert!(!output.status.success(), "{output:?}");
+    assert!(
+        told.ends_with(" 400") || told.ends_with(" 405"),
+        "{output:?}"
+    );
+    assert!(upstream.seen().is_empty());
+    assert_eq!(upstream.connections(), 0);
 }

@@ -56,7 +56,7 @@ mod continuity; // U2: what is under way, and what is remembered, outlives a rel
 mod drain; // U1: an orderly end
 mod foreign; // OpenSSL, curl, nghttp2, Python
 mod observing; // metrics, log, health
-mod protocols; // HTTP/1.1, HTTP/2, curl
+mod protocols; // HTTP/1.1, HTTP/2
 mod reloads; // U2: a new configuration is taken whole while calls go on, or not at all
 mod restart; // U1: a restart on a passed socket refuses nobody; a second process on the port
 mod schema; // editors are told what the gateway takes

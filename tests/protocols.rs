@@ -1,11 +1,9 @@
-//! Callers of every kind: HTTP/1.1 and HTTP/2 libraries, and curl as a real foreign client.
+//! Callers of every kind: HTTP/1.1 and HTTP/2, kept connections, large bodies.
 
-use std::path::Path;
-use std::process::{Command, Output};
 use std::sync::Arc;
 
-use crate::support::gateway::{APP_KEY, ORDERS};
-use crate::support::{Gateway, Pki, Setup, Upstream, tools};
+use crate::support::gateway::APP_KEY;
+use crate::support::{Pki, Setup, Upstream};
 
 #[tokio::test]
 async fn http2_carries_many_calls_at_a_time() {
@@ -62,100 +60,4 @@ async fn http1_connections_are_kept_and_large_bodies_pass() {
             .await,
         2.0
     );
-}
-
-fn curl(gateway: &Gateway, arguments: &[&str]) -> Output {
-    let port = gateway.address.port();
-    let (resolve, url) = (
-        format!("gateway.test:{port}:127.0.0.1"),
-        format!("https://gateway.test:{port}/openapi/v1/customerOpenApi/add"),
-    );
-    let mut command = Command::new("curl");
-    command.args([
-        "--silent",
-        "--show-error",
-        "--max-time",
-        "20",
-        "--cacert",
-        "callers-ca.pem",
-        "--resolve",
-        &resolve,
-    ]);
-    tools::run(
-        command
-            .args(arguments)
-            .arg(url)
-            .current_dir(gateway.setup.folder.path()),
-    )
-}
-
-#[tokio::test]
-async fn curl_gets_in_with_its_certificate_and_not_without() {
-    let pki = Pki::new();
-    let upstream = Upstream::start(&pki).await;
-    let setup = Setup::new(&pki, Some(upstream.address));
-    let caller = pki.caller(ORDERS);
-    tools::write(&setup.path("orders.pem"), caller.certificate, 0o644);
-    tools::write(&setup.path("orders.key"), caller.key, 0o600);
-    std::fs::write(setup.path("large"), vec![b'x'; 2_500_000]).unwrap();
-    let gateway = setup.start().await;
-    let certificate = ["--cert", "orders.pem", "--key", "orders.key"];
-    let sample = |file: &str| {
-        format!(
-            "@{}",
-            Path::new(&tools::root())
-                .join("tests/vectors/samples")
-                .join(file)
-                .display()
-        )
-    };
-    // curl blocks, and the upstream lives on this thread.
-    let (gateway, outputs) = tokio::task::spawn_blocking(move || {
-        let good = sample("customer-add.req.json");
-        let broken = sample("customer-add.doc-verbatim-INVALID.txt");
-        let json = ["-H", "Content-Type: application/json"];
-        let with = |more: &[&str]| curl(&gateway, &[&certificate[..], more].concat());
-        let outputs = [
-            with(&[&["--http1.1", "--data-binary", &good][..], &json].concat()),
-            with(&[&["--http2", "--data-binary", &good][..], &json].concat()),
-            with(&[&["--compressed", "--data-binary", &good][..], &json].concat()),
-            with(&[&["--data-binary", &broken][..], &json].concat()),
-            with(&["--data-binary", &good]),
-            curl(&gateway, &[&["--data-binary", &good][..], &json].concat()),
-            with(&[&["--http2", "--data-binary", "@large"][..], &json].concat()),
-            with(&[&["--http1.1", "--data-binary", "@large"][..], &json].concat()),
-        ];
-        (gateway, outputs)
-    })
-    .await
-    .unwrap();
-    for output in &outputs[..3] {
-        assert!(
-            tools::stdout(output).contains("\"status\":\"success\""),
-            "{output:?}"
-        );
-    }
-    assert!(
-        tools::stdout(&outputs[3]).contains("byte 76"),
-        "{:?}",
-        outputs[3]
-    );
-    assert!(
-        tools::stdout(&outputs[4]).contains("add the header Content-Type: application/json"),
-        "{:?}",
-        outputs[4]
-    );
-    assert!(
-        !outputs[5].status.success() && outputs[5].stdout.is_empty(),
-        "{:?}",
-        outputs[5]
-    );
-    for output in &outputs[6..] {
-        assert!(
-            tools::stdout(output).contains("body-too-large"),
-            "{output:?}"
-        );
-    }
-    gateway.event(|event| event["reason"] == "none").await;
-    assert_eq!(upstream.seen().len(), 3);
 }
