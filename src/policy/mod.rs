@@ -7,6 +7,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use http::HeaderMap;
+use http::HeaderValue;
 use http::Method;
 use http::Uri;
 use http::Version;
@@ -94,6 +95,10 @@ pub enum Error {
     Upgrade,
     #[error("the request has more than {FIELDS_MAX} header fields")]
     TooManyFields,
+    #[error(
+        "the request says in more than one way how long its body is, or in one that isn't `chunked` alone"
+    )]
+    Framing,
     #[error("{caller} may not call {operation}")]
     OperationNotGranted {
         caller: CallerName,
@@ -303,6 +308,9 @@ impl Policy {
         if head.headers.len() > FIELDS_MAX {
             return Err(Error::TooManyFields);
         }
+        if !is_framed_once(head.headers) {
+            return Err(Error::Framing);
+        }
         let elsewhere =
             |elsewhere: &&Unsupported| elsewhere.path.eq_ignore_ascii_case(head.uri.path());
         if let Some(elsewhere) = self.unsupported.iter().find(elsewhere) {
@@ -458,6 +466,20 @@ impl Granted {
                 Ok(Choice::Settled(Arc::clone(account)))
             }
         }
+    }
+}
+
+/// One length, or `chunked` once and nothing else: what the library takes besides, another server on the way may read otherwise (RFC 9112
+/// section 6.3).
+fn is_framed_once(headers: &HeaderMap) -> bool {
+    let mut codings = headers.get_all(header::TRANSFER_ENCODING).iter();
+    let codings = (codings.next(), codings.next());
+    let is_chunked = |coding: &HeaderValue| coding.as_bytes().eq_ignore_ascii_case(b"chunked");
+    let lengths = headers.get_all(header::CONTENT_LENGTH).iter().count();
+    match codings {
+        (None, _) => lengths <= 1,
+        (Some(coding), None) => lengths == 0 && is_chunked(coding),
+        (Some(_), Some(_)) => false,
     }
 }
 

@@ -10,6 +10,7 @@ use http::Uri;
 use http::Version;
 use http::header;
 use http::uri::Authority;
+use http::uri::Scheme;
 
 /// Why a target isn't the path of any operation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -32,6 +33,9 @@ pub enum BadTarget {
     /// A slash or dot at its end.
     #[error("the path ends with a slash or a dot")]
     Trailing,
+    /// Another than `https`; on HTTP/1 `http` is forgiven, for it says nothing of how the connection was made.
+    #[error("the request's scheme isn't https")]
+    Scheme,
     /// Host missing, more than one, not a host, or another than the target's authority.
     #[error("the request doesn't name exactly one host")]
     Host,
@@ -52,6 +56,7 @@ pub fn operation_path(
     headers: &HeaderMap,
     version: Version,
 ) -> Result<Option<String>, BadTarget> {
+    check_scheme(uri, version)?;
     check_host(uri, headers, version)?;
     let target = uri.path_and_query().map_or("", |target| target.as_str());
     check_spelling(target)?;
@@ -60,6 +65,17 @@ pub fn operation_path(
         .iter()
         .find_map(|prefix| path.strip_prefix(prefix))
         .map(str::to_owned))
+}
+
+/// HTTP/2 is spoken over TLS alone, and always names its scheme (RFC 9113 section 8.3.1).
+fn check_scheme(uri: &Uri, version: Version) -> Result<(), BadTarget> {
+    let good = match uri.scheme() {
+        Some(scheme) if *scheme == Scheme::HTTPS => true,
+        Some(scheme) => *scheme == Scheme::HTTP && version < Version::HTTP_2,
+        // Where there's no authority either, as on HTTP/2 with a Host alone, the library shows no scheme.
+        None => version < Version::HTTP_2 || uri.authority().is_none(),
+    };
+    if good { Ok(()) } else { Err(BadTarget::Scheme) }
 }
 
 /// One Host that is a host, and that of the target when the target names one (RFC 9112 section 3.2; RFC 9113 section 8.3.1).
@@ -218,6 +234,23 @@ mod tests {
         ];
         for (target, expected) in cases {
             assert_eq!(path(target, &["gateway"]), Err(expected), "{target}");
+        }
+    }
+
+    #[test]
+    fn the_scheme_is_https() {
+        let headers = HeaderMap::new();
+        let path = |target: &str, version| {
+            let uri = target.parse::<Uri>().expect(target);
+            operation_path(&uri, &headers, version)
+        };
+        assert_eq!(path("https://a/", Version::HTTP_2), Ok(None));
+        for (target, version) in [
+            ("http://a/", Version::HTTP_2),
+            ("a", Version::HTTP_2),
+            ("ftp://a/", Version::HTTP_11),
+        ] {
+            assert_eq!(path(target, version), Err(BadTarget::Scheme), "{target}");
         }
     }
 

@@ -146,8 +146,11 @@ pub fn refusal(error: &Error, mut exchange: Exchange) -> Response<Bytes> {
     let retry_after = told.retry_after.or(exchange.retry_after);
     let mut response = told_in(&mut exchange, told.status, body, retryable);
     let headers = response.headers_mut();
-    if matches!(error, Error::Payload(payload::Error::LengthMissing)) {
-        // What follows may be the body that was meant: it isn't to be read as a request.
+    if matches!(
+        error,
+        Error::Payload(payload::Error::LengthMissing) | Error::Policy(policy::Error::Framing)
+    ) {
+        // What follows may be the body that was meant: it isn't to be read as a request. (On HTTP/2 the library drops the field.)
         headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
     }
     if told.status == StatusCode::METHOD_NOT_ALLOWED {
@@ -438,6 +441,7 @@ fn policy(error: &policy::Error) -> Told {
         policy::Error::Unsupported { .. } => told(StatusCode::NOT_FOUND, "unsupported-path"),
         policy::Error::Upgrade => told(StatusCode::BAD_REQUEST, "upgrade-refused").hint("remove Upgrade: HTTP/2 is agreed on in TLS (ALPN), and without TLS there's HTTP/1.1 alone (Java: HttpClient.Version.HTTP_1_1)"),
         policy::Error::TooManyFields => told(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, "too-many-headers").hint("of a caller's header fields none goes up: leave them out"),
+        policy::Error::Framing => told(StatusCode::BAD_REQUEST, "bad-framing").hint("send one Content-Length, or Transfer-Encoding: chunked and nothing else"),
         policy::Error::Method => told(StatusCode::METHOD_NOT_ALLOWED, "method-not-allowed"),
         policy::Error::OperationNotGranted { explicit: true, .. } => {
             told(StatusCode::FORBIDDEN, "operation-not-granted").hint("the operator adds it to this caller's `operations` by its exact name: no pattern grants it")
