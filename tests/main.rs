@@ -41,6 +41,7 @@ mod turns; // how many calls at a time, and who goes next
 // Abuse
 mod floods; // U3: who floods is ended, or harms nobody
 mod limits; // U3: how many connections there may be, in total, from each address, of each caller
+mod log_injection; // what others choose is text in the log, and no more
 
 // Secrets
 mod keys; // S2: a bad key file disables its account alone; at a reload the key before it is kept

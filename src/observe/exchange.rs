@@ -119,11 +119,11 @@ macro_rules! line {
             account = $exchange.account.as_ref().map(AccountName::as_str),
             operation = $exchange.operation.as_ref().map(|operation| operation.name.as_str()),
             class = $exchange.operation.as_ref().map(|operation| operation.class.as_str()),
-            asked = $exchange.target.as_ref().map(|target| bounded(target)),
+            asked = $exchange.target.as_ref().map(|target| bounded(target, TARGET_LENGTH_MAX)),
             outcome = $exchange.outcome.as_str(),
             status = $exchange.status,
             refusal = $exchange.refusal,
-            cause = $exchange.cause,
+            cause = $exchange.cause.as_ref().map(|cause| bounded(cause, CAUSE_LENGTH_MAX)),
             business_status = $exchange.answer().map(|answer| if answer.success { "success" } else { "error" }),
             business_code = $exchange.answer().and_then(|answer| answer.code),
             business_class = $exchange.answer().and_then(|answer| answer.class),
@@ -322,14 +322,16 @@ impl Exchange {
 /// A turn that came sooner isn't worth a word.
 const QUEUED_MIN: Duration = Duration::from_millis(1);
 
-/// The longest target that is logged, in bytes.
+/// The longest target that is logged, in characters.
 const TARGET_LENGTH_MAX: usize = 120;
 
-fn bounded(target: &str) -> &str {
-    target
-        .char_indices()
-        .nth(TARGET_LENGTH_MAX)
-        .map_or(target, |(end, _)| &target[..end])
+/// The longest cause. That of an unknown caller has all names of its certificate in it, which can be hundreds.
+const CAUSE_LENGTH_MAX: usize = 1_000;
+
+fn bounded(text: &str, length_max: usize) -> &str {
+    text.char_indices()
+        .nth(length_max)
+        .map_or(text, |(end, _)| &text[..end])
 }
 
 fn milliseconds(duration: Duration) -> f64 {
