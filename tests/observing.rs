@@ -1,10 +1,19 @@
 //! What operators see: metrics that Prometheus' own tools accept, one log line for each request, health.
 
+use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader, Read, Write};
+use std::net::SocketAddr;
 use std::process::{Command, Stdio};
 
+use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::task::JoinSet;
+
+use crate::support::gateway::{Door, ORDERS};
+
 use crate::support::upstream::{Act, SUCCESS};
-use crate::support::{Client, Pki, Setup, Upstream, tools};
+use crate::support::{Client, Gateway, Pki, Setup, Upstream, tools};
 
 fn promtool(text: &str) -> (bool, String) {
     let mut child = Command::new("promtool")
@@ -103,41 +112,237 @@ async fn the_metrics_page_passes_promtool_and_counts_business_errors_by_their_co
     );
 }
 
+/// Names with labels of all series that there are.
+async fn series(gateway: &Gateway) -> BTreeSet<String> {
+    let text = gateway.metrics().await;
+    let lines = text.lines().filter(|line| !line.starts_with('#'));
+    lines
+        .map(|line| line.rsplit_once(' ').unwrap().0.to_owned())
+        .collect()
+}
+
+/// The same numbers each time (xorshift64*).
+struct Random(u64);
+
+impl Random {
+    fn number(&mut self) -> u64 {
+        self.0 ^= self.0 >> 12;
+        self.0 ^= self.0 << 25;
+        self.0 ^= self.0 >> 27;
+        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
+    }
+
+    fn word(&mut self) -> String {
+        format!("w{:x}", self.number())
+    }
+}
+
+/// Kinds of [`odd_request`]s.
+const KINDS: usize = 10;
+
+/// A request that costs no call, whatever is random in it: path, method, account, other header fields, body.
+fn odd_request(kind: usize, random: &mut Random) -> String {
+    let words: [String; 3] = std::array::from_fn(|_| random.word());
+    let [one, two, three] = &words;
+    let known = "/openapi/v1/customerOpenApi/queryByUid";
+    let json = "content-type: application/json\r\n";
+    let (method, path, fields, body) = match kind {
+        0 => (
+            "POST",
+            format!("/openapi/v1/{one}/{two}"),
+            String::new(),
+            three.clone(),
+        ),
+        1 => (
+            "POST",
+            format!("/{one}//{two}?{three}"),
+            String::new(),
+            String::new(),
+        ),
+        2 => (one.as_str(), known.to_owned(), String::new(), String::new()),
+        3 => (
+            one.as_str(),
+            format!("/openapi/v1/{two}/{three}"),
+            String::new(),
+            String::new(),
+        ),
+        4 => (
+            "POST",
+            known.to_owned(),
+            format!("kybio-gateway-account: {one}\r\n"),
+            String::new(),
+        ),
+        5 => (
+            "POST",
+            known.to_owned(),
+            format!("{one}: {two}\r\ncontent-type: a/{three}\r\n"),
+            "{}".to_owned(),
+        ),
+        6 => (
+            "POST",
+            known.to_owned(),
+            json.to_owned(),
+            format!("{{\"{one}\":{two}"),
+        ),
+        7 => (
+            "POST",
+            known.to_uppercase().replace("OPENAPI/V1", "openapi/v1"),
+            format!("user-agent: {one}\r\nx-request-id: {two}\r\n{json}"),
+            three.clone(),
+        ),
+        8 => (
+            "POST",
+            format!("https://{one}.example{known}"),
+            String::new(),
+            String::new(),
+        ),
+        _ => (
+            "POST",
+            known.to_owned(),
+            format!("kybio-gateway-timeout-ms: {one}\r\n"),
+            String::new(),
+        ),
+    };
+    format!(
+        "{method} {path} HTTP/1.1\r\nhost: localhost\r\n{fields}content-length: {}\r\n\r\n{body}",
+        body.len()
+    )
+}
+
+/// Writes them all on one connection, and reads as many answers.
+async fn in_a_row(address: SocketAddr, requests: Vec<String>) {
+    let stream = TcpStream::connect(address).await.unwrap();
+    stream.set_nodelay(true).unwrap();
+    let (mut from, mut to) = stream.into_split();
+    let writing = tokio::spawn(async move {
+        for some in requests.chunks(100) {
+            to.write_all(some.concat().as_bytes()).await.unwrap();
+        }
+        // A last one, so that there's an end.
+        let last = "GET / HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n";
+        to.write_all(last.as_bytes()).await.unwrap();
+        // Whoever closes its side would be taken for gone.
+        (requests.len() + 1, to)
+    });
+    let mut answers = Vec::new();
+    from.read_to_end(&mut answers).await.unwrap();
+    let text = String::from_utf8(answers).unwrap();
+    let (answers, refusals) = (
+        text.matches("HTTP/1.1 4").count(),
+        text.matches("\"outcome\":\"not-sent\"").count(),
+    );
+    let (asked, _) = writing.await.unwrap();
+    assert_eq!((answers, refusals), (asked, asked));
+}
+
+/// What the host answers, by what the call asks for: a code that no catalogue has, as number or text, or none of KYBIO's answers. The codes
+/// that are in the catalogue have series of their own, and so have the names in the configuration: those can't be varied here.
+fn odd_answer(nth: u64) -> Act {
+    let mut random = Random(nth + 1);
+    let (number, word) = (random.number() >> 20 | 1 << 40, random.word());
+    match nth % 6 {
+        0 => Act::ok(json!({"status": "error", "errorCode": number}).to_string()),
+        1 => Act::ok(
+            json!({"status": "error", "errorCode": number.to_string(), "messages": [word]})
+                .to_string(),
+        ),
+        2 => Act::ok(json!({"status": "error", "errorCode": word}).to_string()),
+        3 => Act::ok(json!({"status": word, "errorCode": number}).to_string()),
+        4 => Act::ok(word),
+        _ => Act::status(500 + u16::try_from(number % 90).unwrap() + 5, word),
+    }
+}
+
+/// Its log is silent from now on: a line for each request would cost more than the request.
+async fn silence(gateway: &Gateway) {
+    tools::change(&gateway.setup.path("gateway.toml"), |text| {
+        text.replace("level = \"info\"", "level = \"error\"")
+    });
+    gateway.signal("HUP");
+    let reloaded = "kybio_gateway_config_reloads_total{result=\"reloaded\"}";
+    gateway.metric_reaches(reloaded, 1.0).await;
+}
+
+/// Promise U6: 100,000 requests with all in them random that a caller can vary; 40,000 where nothing is optimized, which takes as long. They
+/// cost no call, and go without TLS, which would cost more than all else here.
 #[tokio::test]
 async fn series_do_not_grow_with_what_callers_send() {
+    const CONNECTIONS: usize = 4;
+    const REQUESTS: usize = if cfg!(debug_assertions) {
+        10_000
+    } else {
+        25_000
+    };
+    let pki = Pki::new();
+    let upstream = Upstream::start(&pki).await;
+    let mut setup = Setup::reloaded_by_hand(&pki, &upstream);
+    setup.door = Door::Plaintext;
+    setup.orders = setup.orders.replace(ORDERS, "loopback");
+    let gateway = setup.start().await;
+    silence(&gateway).await;
+    let mut random = Random(7);
+    let mut odd = |count: usize| -> Vec<String> {
+        let kinds = (0..KINDS).cycle().take(count);
+        kinds.map(|kind| odd_request(kind, &mut random)).collect()
+    };
+    // One of each kind makes all the series that there will be.
+    in_a_row(gateway.address, odd(KINDS)).await;
+    let before = series(&gateway).await;
+    assert!(before.len() > 100, "{}", before.len());
+    let mut at_once = JoinSet::new();
+    for _ in 0..CONNECTIONS {
+        at_once.spawn(in_a_row(gateway.address, odd(REQUESTS)));
+    }
+    while let Some(ended) = at_once.join_next().await {
+        ended.unwrap();
+    }
+    assert_eq!(series(&gateway).await, before);
+    assert!(upstream.seen().is_empty());
+}
+
+/// What certificates say, and what the host answers. Signing a certificate, and a call, take long: there are fewer of them.
+#[tokio::test]
+async fn series_do_not_grow_with_strangers_or_with_what_the_host_answers() {
+    const ANSWERS: u64 = 2_000;
+    const STRANGERS: usize = 30;
     let pki = Pki::new();
     let upstream = Upstream::scripted(&pki, |seen| {
-        let code = seen.body.len() * 7919;
-        Act::ok(format!("{{\"status\":\"error\",\"errorCode\":{code}}}"))
+        let asked: Value = serde_json::from_slice(&seen.body).unwrap();
+        odd_answer(asked["nth"].as_u64().unwrap())
     })
     .await;
-    let gateway = Setup::new(&pki, Some(upstream.address)).start().await;
-    let client = gateway.client(&pki);
-    let round = async |number: usize| {
-        client
-            .call(
-                "customerOpenApi/queryByUid",
-                format!("{{\"a\":\"{}\"}}", "x".repeat(number)),
-            )
-            .await;
-        client
-            .call(&format!("random{number}/path{number}"), "{}")
-            .await;
-        let account = format!("account-{number}");
-        client
-            .call_with(
-                "customerOpenApi/queryByUid",
-                &[("kybio-gateway-account", &account)],
-                "{}",
-            )
-            .await;
+    let mut setup = Setup::reloaded_by_hand(&pki, &upstream);
+    setup
+        .kybio
+        .push_str("breaker_failures = 10000\nbreaker_volume = 1000000\n");
+    let gateway = setup.start().await;
+    silence(&gateway).await;
+    let caller = gateway.http2_client(&pki);
+    let ask = async |nth: u64| {
+        let body = json!({"nth": nth}).to_string();
+        caller.call("orderOpenApi/addOnLineOrder", body).await
     };
-    round(0).await;
-    let before = gateway.metrics().await.lines().count();
-    for number in 1..100 {
-        round(number).await;
+    let mut random = Random(11);
+    let mut stranger = async || {
+        let uri = format!("spiffe://{}.example/{}", random.word(), random.word());
+        let stranger = gateway.client_with(&pki, &pki.caller(&uri));
+        let answer = stranger.call("customerOpenApi/add", "{}").await;
+        assert_eq!(answer.refusal().1, "unknown-caller");
+    };
+    stranger().await;
+    for nth in 0..6 {
+        ask(nth).await;
     }
-    assert_eq!(gateway.metrics().await.lines().count(), before);
+    let before = series(&gateway).await;
+    assert!(before.len() > 100, "{}", before.len());
+    for _ in 0..STRANGERS {
+        stranger().await;
+    }
+    for nth in 6..ANSWERS {
+        ask(nth).await;
+    }
+    assert_eq!(series(&gateway).await, before);
+    assert_eq!(upstream.seen().len() as u64, ANSWERS);
 }
 
 #[tokio::test]
@@ -350,7 +555,6 @@ async fn writes_of_unknown_outcome_are_warnings() {
 
 #[tokio::test]
 async fn a_caller_that_leaves_in_the_middle_of_its_body_is_logged() {
-    use tokio::io::AsyncWriteExt;
     let pki = Pki::new();
     let upstream = Upstream::start(&pki).await;
     let gateway = Setup::new(&pki, Some(upstream.address)).start().await;
@@ -379,9 +583,9 @@ async fn a_log_that_nobody_reads_stops_nothing() {
     let mut log = BufReader::new(child.stderr.take().unwrap());
     let mut line = String::new();
     log.read_line(&mut line).unwrap();
-    let listening: serde_json::Value = serde_json::from_str(&line).unwrap();
+    let listening: Value = serde_json::from_str(&line).unwrap();
     let address = listening["address"].as_str().unwrap().parse().unwrap();
-    let caller = pki.caller(crate::support::gateway::ORDERS);
+    let caller = pki.caller(ORDERS);
     let client = Client::new(
         address,
         pki.client_config(Some(&caller), &["http/1.1"], rustls::ALL_VERSIONS),
@@ -412,7 +616,7 @@ async fn silent_connections_to_the_admin_listener_keep_nobody_out() {
     let gateway = Setup::new(&pki, None).start().await;
     let mut silent = Vec::new();
     for _ in 0..200 {
-        silent.push(tokio::net::TcpStream::connect(gateway.admin).await.unwrap());
+        silent.push(TcpStream::connect(gateway.admin).await.unwrap());
     }
     assert_eq!(gateway.admin_get("/livez").await.0, 200);
     assert_eq!(gateway.admin_get("/readyz").await.0, 200);

@@ -127,6 +127,8 @@ impl Client {
         let Way::Tls(_, tls) = &self.way else {
             panic!("there is no TLS");
         };
+        // As callers do: what is small isn't held back until something comes.
+        stream.set_nodelay(true)?;
         let name = ServerName::try_from("gateway.test")?;
         Ok(tls.connect(name, stream).await?)
     }

@@ -142,8 +142,6 @@ impl Frames {
     pub async fn open(client: &Client) -> Self {
         let mut stream = client.stream().await.unwrap();
         assert_eq!(stream.get_ref().1.alpn_protocol(), Some(&b"h2"[..]));
-        // Small frames aren't held back until an answer comes.
-        stream.get_ref().0.set_nodelay(true).unwrap();
         stream.write_all(PREFACE).await.unwrap();
         let mut frames = Self { stream };
         frames.write(SETTINGS, 0, 0, &[]).await.unwrap();
