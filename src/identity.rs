@@ -202,6 +202,32 @@ pub enum Presented {
     Refused(&'static str),
 }
 
+impl fmt::Display for Presented {
+    /// As configuration writes identities, but for the names of a certificate, which are as they stand in it.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Certificate(names) => names.fmt(f),
+            Self::Uid(uid) => Identity::Uid(*uid).fmt(f),
+            Self::Loopback => Identity::Loopback.fmt(f),
+            Self::Refused(reason) => {
+                write!(f, "a certificate that isn't accepted any more: {reason}")
+            }
+        }
+    }
+}
+
+impl fmt::Display for Names {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let dns = self.dns.iter().map(|name| ("dns:", name));
+        let uris = self.uris.iter().map(|uri| ("", uri));
+        for (number, (kind, name)) in uris.chain(dns).enumerate() {
+            let comma = if number == 0 { "" } else { ", " };
+            write!(f, "{comma}{kind}{name}")?;
+        }
+        Ok(())
+    }
+}
+
 /// All identities that configuration knows.
 #[derive(Clone, Debug, Default)]
 pub struct Callers(HashMap<Identity, CallerName>);

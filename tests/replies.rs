@@ -212,12 +212,13 @@ async fn an_http_refusal_is_told_as_rejected_with_the_upstreams_status() {
 async fn replies_over_the_limit_and_bombs_are_refused() {
     let bomb = gzip(&vec![b' '; 20 << 20]);
     assert!(bomb.len() < 100_000, "{}", bomb.len());
-    let (pki, _upstream, gateway) = answering(move || packed("gzip", bomb.clone())).await;
+    let (pki, upstream, gateway) = answering(move || packed("gzip", bomb.clone())).await;
     let answer = gateway
         .client(&pki)
         .call("customerOpenApi/queryByUid", "{}")
         .await;
-    assert_eq!(answer.refusal().1, "unreadable-reply");
+    assert_eq!(answer.refusal().1, "reply-too-large");
+    assert_eq!(upstream.seen().len(), 1, "it would be too large again");
 
     let pki = Pki::new();
     let upstream = Upstream::scripted(&pki, |_| {

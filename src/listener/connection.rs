@@ -168,7 +168,7 @@ impl Listener {
             limits,
             activity.clone(),
             self.clock.clone(),
-            (Arc::clone(&self.report), standing.peer.address),
+            (Arc::clone(&self.report), Arc::clone(&standing.peer)),
         ));
         let draining = stop.draining.clone();
         let (listener, asking) = (Arc::clone(&self), Arc::clone(&standing));
@@ -293,14 +293,14 @@ impl Listener {
         settings: &Settings,
         stop: &Stop,
     ) {
-        let address = standing.peer.address;
+        let peer = &standing.peer;
         let mut connection = std::pin::pin!(connection);
         // A caller that sends without end uses up the task's budget, and the runtime's timers would wait for it for ever.
         let (leave, silent) = (unconstrained(leave), unconstrained(silent));
         tokio::select! {
             // A request that's here already is taken first.
             biased;
-            ended = connection.as_mut() => return self.ended(address, ended),
+            ended = connection.as_mut() => return self.ended(peer, ended),
             () = leave => {}
             () = stop.cut.cancelled() => return self.cut_off(activity),
         }
@@ -309,7 +309,7 @@ impl Listener {
         let leaving = self.gate.load().settings.leaving_timeout;
         let leaving = leaving.max(settings.leaving_timeout);
         tokio::select! {
-            ended = connection => self.ended(address, ended),
+            ended = connection => self.ended(peer, ended),
             // HTTP/2 goes on taking requests until the caller answers a ping, which it may never do.
             () = unconstrained(sleep(leaving)) => {}
             () = silent => {}
@@ -324,12 +324,12 @@ impl Listener {
     }
 
     /// What the library says of the end.
-    fn ended(&self, address: Remote, ended: Result<(), hyper::Error>) {
+    fn ended(&self, peer: &Peer, ended: Result<(), hyper::Error>) {
         let Err(error) = ended else { return };
         if error.is_parse() || error.is_parse_too_large() {
-            self.report.malformed(address, &error.to_string());
+            self.report.malformed(peer, &error.to_string());
         } else {
-            tracing::debug!(peer = %address, cause = %error, "a connection ended");
+            tracing::debug!(peer = %peer.address, cause = %error, "a connection ended");
         }
     }
 

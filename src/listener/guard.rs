@@ -30,9 +30,9 @@ use tokio::time::sleep;
 use tokio::time::sleep_until;
 
 use crate::clock::Clock;
+use crate::listener::Peer;
 use crate::listener::frames::Meter;
 use crate::listener::report::Report;
-use crate::observe::remote::Remote;
 
 /// How long each may take.
 #[derive(Clone, Copy, Debug)]
@@ -271,7 +271,7 @@ pub(super) struct Guard<S> {
     clock: Clock,
     /// Whom to tell, and of whom.
     report: Arc<Report>,
-    remote: Remote,
+    peer: Arc<Peer>,
     /// On HTTP/2.
     meter: Option<Box<Meter>>,
     reading: Timer,
@@ -288,7 +288,7 @@ impl<S> Guard<S> {
         limits: Limits,
         activity: Activity,
         clock: Clock,
-        (report, remote): (Arc<Report>, Remote),
+        (report, peer): (Arc<Report>, Arc<Peer>),
     ) -> Self {
         let is_http2 = protocol == Protocol::Http2;
         Self {
@@ -298,7 +298,7 @@ impl<S> Guard<S> {
             meter: is_http2.then(|| Box::new(Meter::new(clock.now()))),
             clock,
             report,
-            remote,
+            peer,
             reading: Timer::default(),
             writing: Timer::default(),
             write_since: None,
@@ -317,7 +317,7 @@ impl<S> Guard<S> {
             return Ok(());
         };
         if let Err(flood) = meter.came(bytes, self.clock.now()) {
-            self.report.flood(self.remote, flood);
+            self.report.flood(&self.peer, flood);
             return Err(io::Error::other("an HTTP/2 flood"));
         }
         self.activity.is_amid(meter.is_amid(), &self.clock);
@@ -328,7 +328,7 @@ impl<S> Guard<S> {
     fn went(&mut self, bytes: &[u8]) {
         let Some(meter) = &mut self.meter else { return };
         if let Some((count, refusal)) = meter.went(bytes) {
-            self.report.malformed_frames(self.remote, count, refusal);
+            self.report.malformed_frames(&self.peer, count, refusal);
         }
     }
 
@@ -438,6 +438,8 @@ mod tests {
     use super::PIECE_BYTES;
     use super::Protocol;
     use crate::clock::Clock;
+    use crate::identity::Presented;
+    use crate::listener::Peer;
     use crate::listener::report::Report;
     use crate::observe::metrics::Metrics;
     use crate::observe::remote::Remote;
@@ -465,14 +467,17 @@ mod tests {
         let activity = Activity::new(Instant::now());
         let clock = Clock::system();
         let report = Arc::new(Report::new(Arc::new(Metrics::new([])), clock.clone()));
-        let remote = Remote::Tcp(([127, 0, 0, 1], 1).into());
+        let peer = Arc::new(Peer {
+            address: Remote::Tcp(([127, 0, 0, 1], 1).into()),
+            presented: Presented::Loopback,
+        });
         let guard = Guard::new(
             ours,
             protocol,
             LIMITS,
             activity.clone(),
             clock,
-            (report, remote),
+            (report, peer),
         );
         (guard, theirs, activity)
     }

@@ -9,11 +9,14 @@ use tokio::time::Instant;
 
 use crate::clock::Clock;
 use crate::identity::Caller;
+use crate::listener::Peer;
 use crate::listener::bucket::Bucket;
 use crate::listener::bucket::Rate;
 use crate::listener::frames::Flood;
 use crate::listener::frames::Refusal;
+use crate::listener::tls::BEARER_TEXT_MAX;
 use crate::listener::tls::Bearer;
+use crate::observe::log::harmless;
 use crate::observe::metrics::Metrics;
 use crate::observe::remote::Remote;
 
@@ -139,31 +142,33 @@ impl Report {
     }
 
     /// What the HTTP library refuses never becomes a request: it's told here, or nowhere.
-    pub(super) fn malformed(&self, peer: Remote, cause: &str) {
+    pub(super) fn malformed(&self, peer: &Peer, cause: &str) {
         self.metrics.downstream_malformed.inc();
         self.say_malformed(peer, cause);
     }
 
     /// The same of HTTP/2, where it shows only in what the library sends.
-    pub(super) fn malformed_frames(&self, peer: Remote, count: u64, Refusal(code): Refusal) {
+    pub(super) fn malformed_frames(&self, peer: &Peer, count: u64, Refusal(code): Refusal) {
         self.metrics.downstream_malformed.inc_by(count);
         self.say_malformed(peer, code);
     }
 
-    fn say_malformed(&self, peer: Remote, cause: &str) {
+    fn say_malformed(&self, peer: &Peer, cause: &str) {
         if let Some(unlogged) = self.malformed.line(self.clock.now()) {
-            tracing::info!(%peer, cause, unlogged, "a malformed request was refused");
+            let names = names(peer);
+            tracing::info!(peer = %peer.address, names, cause, unlogged, "a malformed request was refused");
         }
     }
 
     /// An HTTP/2 connection is ended, because of what it's flooded with.
-    pub(super) fn flood(&self, peer: Remote, Flood(frame): Flood) {
+    pub(super) fn flood(&self, peer: &Peer, Flood(frame): Flood) {
         self.metrics
             .downstream_floods
             .with_label_values(&[frame])
             .inc();
         if let Some(unlogged) = self.floods.line(self.clock.now()) {
-            tracing::warn!(%peer, frame, unlogged, "an HTTP/2 flood was ended");
+            let names = names(peer);
+            tracing::warn!(peer = %peer.address, names, frame, unlogged, "an HTTP/2 flood was ended");
         }
     }
 
@@ -174,6 +179,11 @@ impl Report {
             .with_label_values(&[clock])
             .inc();
     }
+}
+
+/// Who it is, by what was verified.
+fn names(peer: &Peer) -> String {
+    harmless(&peer.presented.to_string(), BEARER_TEXT_MAX)
 }
 
 /// Lines of one kind.

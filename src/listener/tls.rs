@@ -235,16 +235,13 @@ pub(super) struct Bearer {
 }
 
 /// Characters of each of its texts.
-const BEARER_TEXT_MAX: usize = 256;
+pub(super) const BEARER_TEXT_MAX: usize = 256;
 
 impl Bearer {
     /// `None` if the first certificate can't be read.
     pub(super) fn of(chain: &[CertificateDer<'_>]) -> Option<Self> {
         let (leaf, others) = chain.split_first()?;
         let (_, certificate) = parse_x509_certificate(leaf).ok()?;
-        let Names { uris, dns } = holder(leaf).names;
-        let dns = dns.into_iter().map(|name| format!("dns:{name}"));
-        let names: Vec<_> = uris.into_iter().chain(dns).collect();
         let others = others.iter().filter_map(|other| {
             let (_, other) = parse_x509_certificate(other).ok()?;
             Some(format!("{} ({})", other.subject(), serial(&other)))
@@ -253,7 +250,7 @@ impl Bearer {
             subject: harmless(&certificate.subject().to_string(), BEARER_TEXT_MAX),
             issuer: harmless(&certificate.issuer().to_string(), BEARER_TEXT_MAX),
             serial: harmless(&serial(&certificate), BEARER_TEXT_MAX),
-            names: harmless(&names.join(", "), BEARER_TEXT_MAX),
+            names: harmless(&holder(leaf).names.to_string(), BEARER_TEXT_MAX),
             intermediates: harmless(&others.collect::<Vec<_>>().join(", "), BEARER_TEXT_MAX),
         })
     }

@@ -14,6 +14,7 @@ use crate::clock::Clock;
 use crate::name::AccountName;
 use crate::name::CallerName;
 use crate::name::UpstreamName;
+use crate::observe::log::harmless;
 use crate::observe::metrics::Metrics;
 use crate::observe::remote::Remote;
 use crate::operation::Class;
@@ -119,11 +120,11 @@ macro_rules! line {
             account = $exchange.account.as_ref().map(AccountName::as_str),
             operation = $exchange.operation.as_ref().map(|operation| operation.name.as_str()),
             class = $exchange.operation.as_ref().map(|operation| operation.class.as_str()),
-            asked = $exchange.target.as_ref().map(|target| bounded(target, TARGET_LENGTH_MAX)),
+            asked = $exchange.target.as_ref().map(|target| harmless(target, TARGET_LENGTH_MAX)),
             outcome = $exchange.outcome.as_str(),
             status = $exchange.status,
             refusal = $exchange.refusal,
-            cause = $exchange.cause.as_ref().map(|cause| bounded(cause, CAUSE_LENGTH_MAX)),
+            cause = $exchange.cause.as_ref().map(|cause| harmless(cause, CAUSE_LENGTH_MAX)),
             business_status = $exchange.answer().map(|answer| if answer.success { "success" } else { "error" }),
             business_code = $exchange.answer().and_then(|answer| answer.code),
             business_class = $exchange.answer().and_then(|answer| answer.class),
@@ -327,12 +328,6 @@ const TARGET_LENGTH_MAX: usize = 120;
 
 /// The longest cause. That of an unknown caller has all names of its certificate in it, which can be hundreds.
 const CAUSE_LENGTH_MAX: usize = 1_000;
-
-fn bounded(text: &str, length_max: usize) -> &str {
-    text.char_indices()
-        .nth(length_max)
-        .map_or(text, |(end, _)| &text[..end])
-}
 
 fn milliseconds(duration: Duration) -> f64 {
     // Microseconds are as fine as anyone reads.

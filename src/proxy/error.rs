@@ -10,6 +10,7 @@ use crate::policy;
 use crate::quota::UsedUp;
 use crate::reply;
 use crate::reply::RetryAfter;
+use crate::reply::encoding;
 use crate::retry::Failure;
 use crate::slots;
 use crate::upstream;
@@ -131,6 +132,10 @@ impl Error {
                     Failure::Final
                 };
                 (Outcome::Unknown, failure, "status")
+            }
+            // It would be too large again.
+            Self::Reply(reply::Error::Encoding(encoding::Error::TooLarge(_))) => {
+                (Outcome::Unknown, Failure::Final, "too-large")
             }
             Self::Reply(reply::Error::Encoding(_) | reply::Error::NotAnAnswer(_)) => {
                 (Outcome::Unknown, Failure::Lost, "unreadable")

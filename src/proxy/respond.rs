@@ -32,6 +32,7 @@ use crate::policy::path::BadTarget;
 use crate::proxy::error::Error;
 use crate::reply;
 use crate::reply::Reply;
+use crate::reply::encoding;
 use crate::slots;
 use crate::slots::Limit;
 use crate::upstream;
@@ -544,6 +545,7 @@ fn unusable(error: &reply::Error) -> Told {
         reply::Error::Refused(..) => told("upstream-refused")
             .hint("KYBIO's web server refused it: may this account call this operation?"),
         reply::Error::Status(..) => told("upstream-status"),
+        reply::Error::Encoding(encoding::Error::TooLarge(_)) => told("reply-too-large"),
         reply::Error::Encoding(_) | reply::Error::NotAnAnswer(_) => told("unreadable-reply"),
     }
 }
