@@ -255,7 +255,7 @@ async fn ends_under_load(workers: &str) -> Tally {
 /// finds them and the signal at the same moment.
 #[tokio::test]
 async fn connections_that_wait_to_be_taken_are_answered_too() {
-    const CONNECTIONS: usize = 100;
+    const CONNECTIONS: usize = 40;
     let pki = Pki::new();
     let upstream = Upstream::start(&pki).await;
     let orders = pki.caller(ORDERS);
