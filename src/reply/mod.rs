@@ -13,10 +13,9 @@ use http::header;
 use serde::Deserialize;
 use serde::Deserializer;
 use serde::de::Error as _;
-use serde::de::IgnoredAny;
-use serde::de::MapAccess;
 use serde::de::SeqAccess;
 use serde::de::Visitor;
+use serde_json::value::RawValue;
 
 use crate::answers::AnswerClass;
 use crate::answers::Answers;
@@ -159,18 +158,22 @@ pub fn read(
 
 /// The two members that decide. The others are skipped, whatever they hold.
 #[derive(Deserialize)]
-struct Envelope {
+struct Envelope<'a> {
     #[serde(deserialize_with = "success")]
     status: bool,
-    #[serde(default, rename = "errorCode", deserialize_with = "code")]
-    error_code: Option<i64>,
+    #[serde(borrow, default, rename = "errorCode")]
+    error_code: Option<&'a RawValue>,
 }
 
 fn verdict(plain: &[u8], answers: &Answers) -> Result<Verdict, serde_json::Error> {
     // Some servers put a byte order mark before JSON.
     let plain = plain.strip_prefix(b"\xEF\xBB\xBF").unwrap_or(plain);
-    let envelope: Envelope = serde_json::from_slice(plain)?;
-    let (success, code) = (envelope.status, envelope.error_code);
+    // A list would be taken for the members in their order.
+    if !plain.trim_ascii_start().starts_with(b"{") {
+        return Err(serde_json::Error::custom("it isn't an object"));
+    }
+    let envelope: Envelope<'_> = serde_json::from_slice(plain)?;
+    let (success, code) = (envelope.status, envelope.error_code.and_then(code));
     let class = (!success).then(|| answers.classify(code, &messages(plain)));
     Ok(Verdict {
         success,
@@ -212,68 +215,12 @@ impl<'de> Deserialize<'de> for Texts {
 
             fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Texts, A::Error> {
                 let mut texts = Vec::new();
-                while let Some(item) = list.next_element()? {
-                    match item {
-                        Simple::Text(text) if texts.len() < MESSAGES_MAX => texts.push(text),
-                        Simple::Text(_) | Simple::Integer(_) | Simple::Other => {}
+                while let Some(item) = list.next_element::<&RawValue>()? {
+                    if texts.len() < MESSAGES_MAX {
+                        texts.extend(serde_json::from_str::<String>(item.get()));
                     }
                 }
                 Ok(Texts(texts))
-            }
-        }
-        deserializer.deserialize_any(Reader)
-    }
-}
-
-/// A value, if it's a text or an integer. Nothing is kept of others: an untagged enum would keep all of them, at many times their size.
-enum Simple {
-    Integer(i64),
-    Text(String),
-    Other,
-}
-
-impl<'de> Deserialize<'de> for Simple {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Reader;
-        impl<'de> Visitor<'de> for Reader {
-            type Value = Simple;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("anything")
-            }
-
-            fn visit_bool<E>(self, _: bool) -> Result<Simple, E> {
-                Ok(Simple::Other)
-            }
-
-            fn visit_i64<E>(self, number: i64) -> Result<Simple, E> {
-                Ok(Simple::Integer(number))
-            }
-
-            fn visit_u64<E>(self, number: u64) -> Result<Simple, E> {
-                Ok(i64::try_from(number).map_or(Simple::Other, Simple::Integer))
-            }
-
-            fn visit_f64<E>(self, _: f64) -> Result<Simple, E> {
-                Ok(Simple::Other)
-            }
-
-            fn visit_str<E>(self, text: &str) -> Result<Simple, E> {
-                Ok(Simple::Text(text.to_owned()))
-            }
-
-            fn visit_unit<E>(self) -> Result<Simple, E> {
-                Ok(Simple::Other)
-            }
-
-            fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Simple, A::Error> {
-                while list.next_element::<IgnoredAny>()?.is_some() {}
-                Ok(Simple::Other)
-            }
-
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Simple, A::Error> {
-                while map.next_entry::<IgnoredAny, IgnoredAny>()?.is_some() {}
-                Ok(Simple::Other)
             }
         }
         deserializer.deserialize_any(Reader)
@@ -291,12 +238,15 @@ fn success<'de, D: Deserializer<'de>>(deserializer: D) -> Result<bool, D::Error>
     }
 }
 
-/// Null, an integer, or a string of digits (contract, section 4). What is none of them isn't worth losing the answer for.
-fn code<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<i64>, D::Error> {
-    Ok(match Simple::deserialize(deserializer)? {
-        Simple::Integer(code) => Some(code),
-        Simple::Text(text) => text.trim().parse().ok(),
-        Simple::Other => None,
+/// An integer or a string of digits (contract, section 4). What is none of them isn't worth losing the answer for.
+fn code(written: &RawValue) -> Option<i64> {
+    let text = written.get();
+    serde_json::from_str(text).ok().or_else(|| {
+        serde_json::from_str::<String>(text)
+            .ok()?
+            .trim()
+            .parse()
+            .ok()
     })
 }
 
@@ -357,12 +307,22 @@ mod tests {
                 r#"{"status":"error","errorCode":{"a":1}}"#,
                 Some((false, None)),
             ),
+            (
+                r#"{"status":"error","errorCode":1e999}"#,
+                Some((false, None)),
+            ),
+            (
+                r#"{"status":"error","errorCode":"\ud800"}"#,
+                Some((false, None)),
+            ),
             ("\u{feff}{\"status\":\"success\"}", Some((true, None))),
             (r#"{"status":"success","data":1e999}"#, Some((true, None))),
             ("", None),
             ("{}", None),
             ("null", None),
             ("[]", None),
+            (r#"["success"]"#, None),
+            (r#" ["error",5004]"#, None),
             ("<html>", None),
             (r#"{"status":true}"#, None),
             (r#"{"status":"ok"}"#, None),
