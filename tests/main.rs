@@ -14,6 +14,7 @@ mod support;
 
 // Bytes
 mod bytes; // B1: every byte comes through, with a right signature
+mod fuzzing; // B1, B2, B3, W2: the readers of bytes that others wrote, with bytes that nobody thought of
 mod invalid_bodies; // B3: invalid input never costs a call
 mod replies; // B2: replies come back byte for byte
 
