@@ -647,6 +647,38 @@ fn ping(flags: u8, number: u32) -> Vec<u8> {
     frame(PING, flags, 0, &[word(number), word(0)].concat())
 }
 
+/// As politely as can be: the next ones come when those before are answered.
+#[tokio::test]
+async fn pings_are_too_many_even_if_each_answer_is_awaited() {
+    const AT_ONCE: u32 = 500;
+    let scene = Scene::new("").await;
+    let mark = scene.gateway.mark();
+    let mut bad = scene.connect().await;
+    let mut answered = 0;
+    'rounds: for round in 0..FRAMES / AT_ONCE {
+        let pings = many(AT_ONCE, |nth| ping(0, round * AT_ONCE + nth));
+        if bad.write_all(&pings).await.is_err() {
+            break;
+        }
+        for _ in 0..AT_ONCE {
+            loop {
+                match bad.next().await {
+                    Some(frame) if frame.kind == PING => break,
+                    Some(_) => {}
+                    None => break 'rounds,
+                }
+            }
+            answered += 1;
+        }
+    }
+    assert!(answered < FRAMES, "all of them were answered");
+    let event = scene
+        .gateway
+        .event_since(mark, |event| event["message"] == FLOOD);
+    assert_eq!(event.await["frame"], "ping");
+    scene.ends_well().await;
+}
+
 /// A few bytes that stand for many.
 #[tokio::test]
 async fn heads_that_unpack_to_many_times_their_size_are_refused() {

@@ -62,6 +62,7 @@ const HEAD_BYTES: usize = 9;
 /// As much of a payload as anybody here looks at: that of a GOAWAY has its error code in bytes 4 to 7.
 const START_BYTES: usize = 8;
 
+const ACK: u8 = 0x1;
 const END_STREAM: u8 = 0x1;
 const END_HEADERS: u8 = 0x4;
 
@@ -273,8 +274,8 @@ impl Meter {
                     budget.earn(u32::try_from(pieces).unwrap_or(u32::MAX));
                     return;
                 }
-                // It's to be answered.
-                Kind::Ping => return budget.earn(1),
+                // Ours is to be answered. An answer to the caller's own earns nothing, or pings would pay for pings.
+                Kind::Ping if !frame.has(ACK) => return budget.earn(1),
                 Kind::Reset => frame.number(0),
                 Kind::GoAway => frame.number(4),
                 _ => return,
@@ -311,6 +312,7 @@ fn wrong(code: u32) -> Option<&'static str> {
 
 #[cfg(test)]
 mod tests {
+    use super::ACK;
     use super::Flood;
     use super::Meter;
     use super::PREFACE_BYTES;
@@ -404,6 +406,8 @@ mod tests {
         assert_eq!(meter.came(&update, later), Err(Flood("window-update")));
         assert_eq!(meter.went(&ping), None);
         assert_eq!(meter.came(&ping, later), Ok(()), "it answers ours");
+        assert_eq!(meter.went(&frame(PING, ACK, b"00000000")), None);
+        assert_eq!(meter.came(&ping, later), Err(Flood("ping")), "we answer");
     }
 
     #[test]
