@@ -485,7 +485,15 @@ fn routed(
         _ => false,
     };
     let found = operation_path(uri, headers, version);
-    let good = one_host && (path.is_empty() || path == b"/" || is_regular(path));
+    let scheme = uri.scheme_str().map(str::to_ascii_lowercase);
+    let is_http2 = version == Version::HTTP_2;
+    let good_scheme = match scheme.as_deref() {
+        Some("https") => true,
+        Some("http") => !is_http2,
+        Some(_) => false,
+        None => !is_http2 || authority.is_none(),
+    };
+    let good = one_host && good_scheme && (path.is_empty() || path == b"/" || is_regular(path));
     assert_eq!(found.is_ok(), good, "{found:?} {version:?}");
     let Ok(found) = found else {
         return false;
