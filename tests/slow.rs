@@ -1,16 +1,18 @@
 //! Promise U3: each thing that a caller can be slow at has a clock. Whoever stalls is let go of in time, and counted by that clock; who
 //! doesn't stall notices nothing, beside a thousand who do.
 
+use std::io::Write;
 use std::sync::Arc;
 use std::time::Duration;
 
-use rustls::ALL_VERSIONS;
 use rustls::pki_types::ServerName;
+use rustls::{ALL_VERSIONS, ClientConnection};
 use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 use tokio::time::{interval, timeout};
+use tokio_rustls::TlsConnector;
 
 use crate::support::frames::{
     CONTINUATION, DATA, END_HEADERS, END_STREAM, Frames, HEADERS, PING, PREFACE, SETTINGS, call,
@@ -87,7 +89,7 @@ impl Way {
 fn client_hello(pki: &Pki) -> Vec<u8> {
     let config = pki.client_config(None, &["h2"], ALL_VERSIONS);
     let name = ServerName::try_from("gateway.test").unwrap();
-    let mut client = rustls::ClientConnection::new(Arc::new(config), name).unwrap();
+    let mut client = ClientConnection::new(Arc::new(config), name).unwrap();
     let mut hello = Vec::new();
     client.write_tls(&mut hello).unwrap();
     assert!(hello.len() > 300);
@@ -598,4 +600,29 @@ async fn a_thousand_stalled_callers_are_let_go_of_and_a_good_one_does_not_notice
     println!("{tally}");
     assert!(tally.failed.is_empty(), "{tally}");
     assert_eq!((tally.raced, tally.refused, tally.dropped), (0, 0, 0));
+}
+
+/// The connection never idles before its first request, which comes in one piece with the handshake's end.
+#[tokio::test]
+async fn a_connection_that_begins_with_a_request_idles_after_it() {
+    let pki = Pki::new();
+    let upstream = upstream(&pki).await;
+    let mut setup = Setup::new(&pki, Some(upstream.address));
+    setup.listener.push_str("idle_timeout = \"300ms\"\n");
+    let gateway = setup.start().await;
+    for (alpn, first) in [
+        ("http/1.1", http1_call(SMALL)),
+        ("h2", http2(&[http2_call(SMALL)])),
+    ] {
+        let config = pki.client_config(Some(&pki.caller(ORDERS)), &[alpn], ALL_VERSIONS);
+        let connector = TlsConnector::from(Arc::new(config));
+        let name = ServerName::try_from("gateway.test").unwrap();
+        let stream = TcpStream::connect(gateway.address).await.unwrap();
+        let early = |client: &mut ClientConnection| client.writer().write_all(&first).unwrap();
+        let mut stream = connector.connect_with(name, stream, early).await.unwrap();
+        assert!(hears(&mut stream, "success").await, "{alpn}");
+        let ended = timeout(PATIENCE, stream.read_to_end(&mut Vec::new())).await;
+        assert!(ended.is_ok(), "{alpn}: it's kept");
+    }
+    gateway.metric_reaches(&counted("idle"), 2.0).await;
 }

@@ -387,6 +387,9 @@ impl<S: AsyncRead + Unpin> AsyncRead for Guard<S> {
             return Poll::Ready(result);
         }
         let Some((deadline, name)) = this.activity.deadline(&this.limits) else {
+            // Nobody reads again just because a request has ended, so that idling would have no clock: a look at it later gives it one.
+            let later = this.clock.now() + this.limits.idle;
+            let _ = this.reading.poll(cx, later, &this.clock);
             return Poll::Pending;
         };
         ready!(this.reading.poll(cx, deadline, &this.clock));
@@ -531,6 +534,24 @@ mod tests {
         assert!(waited.is_err(), "{waited:?}");
         drop(request);
         assert_eq!(gives_up_after(&mut guard).await, 120);
+    }
+
+    /// The library reads while a request is on its way, and not again when it has ended.
+    #[tokio::test(start_paused = true)]
+    async fn a_connection_that_never_idled_before_its_first_request_idles_after_it() {
+        let (mut guard, _theirs, activity) = guarded();
+        let request = activity.request(&Clock::system());
+        let start = Instant::now();
+        let reading =
+            tokio::spawn(async move { guard.read_u8().await.map_err(|error| error.kind()) });
+        tokio::time::sleep(Duration::from_secs(5)).await;
+        drop(request);
+        let ended = tokio::time::timeout(Duration::from_secs(3_600), reading).await;
+        let ended = ended.expect("it ends").expect("no panic");
+        assert_eq!(
+            (ended, start.elapsed().as_secs()),
+            (Err(ErrorKind::TimedOut), 125)
+        );
     }
 
     #[tokio::test(start_paused = true)]
