@@ -7,7 +7,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::mpsc;
 use std::thread;
 
-use rcgen::{CertificateParams, DnType, KeyPair, SanType, SerialNumber};
+use rcgen::{CertificateParams, DnType, ExtendedKeyUsagePurpose, KeyPair, SanType, SerialNumber};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -233,6 +233,18 @@ fn odd_certificate(odd: &[u8]) -> Pair {
     }
 }
 
+/// A certificate that's good for so many things, though not for a client.
+fn with_usages(count: u64) -> Pair {
+    let usage = |nth| ExtendedKeyUsagePurpose::Other(vec![1, 3, 6, 1, 4, 1, 99_999, nth]);
+    let mut params = CertificateParams::default();
+    params.extended_key_usages = (0..count).map(usage).collect();
+    let key = KeyPair::generate().unwrap();
+    Pair {
+        certificate: params.self_signed(&key).unwrap().pem(),
+        key: key.serialize_pem(),
+    }
+}
+
 fn long_text(text: &str) -> String {
     format!("{text}{}", "x".repeat(5_000))
 }
@@ -331,6 +343,8 @@ async fn lines(format: &str) -> Vec<Vec<u8>> {
         ..Wanted::default()
     });
     client_of(&pair, &["http/1.1"]).call(READ, "{}").await;
+    // And those that nobody trusts can have all the usages there are: the library's word for the refusal repeats them.
+    let _ = exchange_if_let_in(&client_of(&with_usages(5_000), &[])).await;
     // What the host says.
     for nth in 0..replies {
         let body = json!({"nth": nth}).to_string();

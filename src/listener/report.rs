@@ -26,6 +26,9 @@ const LINES: Rate = Rate {
     per_second: 50,
 };
 
+/// The longest cause, in characters: the library's words for a refusal repeat what is in the certificate, which can be 64 KiB of usages.
+const CAUSE_LENGTH_MAX: usize = 256;
+
 /// Counts and tells, for the whole listener.
 pub(super) struct Report {
     metrics: Arc<Metrics>,
@@ -125,6 +128,7 @@ impl Report {
             ),
             None => (None, None, None, None, None),
         };
+        let cause = harmless(cause, CAUSE_LENGTH_MAX);
         tracing::info!(%peer, reason, cause, subject, issuer, serial, names, intermediates, unlogged, "a TLS handshake failed");
     }
 
