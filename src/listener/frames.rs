@@ -117,18 +117,20 @@ impl Reader {
             || self.payload_left > 0
     }
 
-    /// Shows each frame once, when its head has come and as much of its payload as is looked at.
-    fn read(&mut self, mut bytes: &[u8], mut each: impl FnMut(Frame)) {
+    /// Shows each frame once, when its head has come and as much of its payload as is looked at. Returns whether one began here.
+    fn read(&mut self, mut bytes: &[u8], mut each: impl FnMut(Frame)) -> bool {
+        let mut began = false;
         let preface = self.preface_left.min(bytes.len());
         self.preface_left -= preface;
         bytes = &bytes[preface..];
         while !bytes.is_empty() {
+            began |= !self.is_amid();
             if self.payload_left == 0 {
                 let taken = fill(&mut self.head[self.head_filled..], bytes);
                 self.head_filled += taken;
                 bytes = &bytes[taken..];
                 if self.head_filled < HEAD_BYTES {
-                    return;
+                    break;
                 }
                 let [a, b, c, ..] = self.head;
                 self.payload_left = [a, b, c]
@@ -159,6 +161,7 @@ impl Reader {
             self.payload_left -= skipped;
             bytes = &bytes[skipped..];
         }
+        began
     }
 
     fn frame(&self, length: usize) -> Frame {
@@ -209,6 +212,7 @@ pub(super) struct Meter {
     budget: Bucket,
     /// A block of header fields was begun, and its end hasn't come.
     header_block: bool,
+    amid_since: Option<Instant>,
 }
 
 impl Meter {
@@ -219,6 +223,7 @@ impl Meter {
             went: Reader::new(0),
             budget: Bucket::new(RATE, now),
             header_block: false,
+            amid_since: None,
         }
     }
 
@@ -231,10 +236,12 @@ impl Meter {
             came,
             budget,
             header_block,
+            amid_since,
             ..
         } = self;
         let mut flood = None;
-        came.read(bytes, |frame| {
+        let mut in_same_block = *header_block;
+        let began = came.read(bytes, |frame| {
             let cost = match frame.kind {
                 Kind::Headers => {
                     *header_block = !frame.has(END_HEADERS);
@@ -256,10 +263,14 @@ impl Meter {
                 | Kind::WindowUpdate
                 | Kind::Unknown => 1,
             };
+            in_same_block &= *header_block;
             if cost > 0 && !budget.take(cost, now) {
                 flood.get_or_insert_with(|| Flood(frame.kind.label()));
             }
         });
+        let is_amid = *header_block || came.is_amid();
+        let since = amid_since.filter(|_| in_same_block || !began);
+        *amid_since = is_amid.then_some(since.unwrap_or(now));
         flood.map_or(Ok(()), Err)
     }
 
@@ -288,9 +299,9 @@ impl Meter {
         refusals
     }
 
-    /// The caller has begun something whose end hasn't come: a frame, a block of header fields, the preface.
-    pub(super) fn is_amid(&self) -> bool {
-        self.header_block || self.came.is_amid()
+    /// Since when the caller has been amid something whose end hasn't come: a frame, a block of header fields, the preface.
+    pub(super) fn amid_since(&self) -> Option<Instant> {
+        self.amid_since
     }
 }
 
@@ -439,24 +450,35 @@ mod tests {
 
     #[test]
     fn what_was_begun_is_known_until_it_ends() {
-        let now = Instant::now();
-        let mut meter = Meter::new(now);
-        assert!(!meter.is_amid(), "nothing came yet");
+        let start = Instant::now();
+        let mut meter = Meter::new(start);
+        assert_eq!(meter.amid_since(), None, "nothing came yet");
         let headers = frame(HEADERS, 0, b"some");
-        let rest = frame(CONTINUATION, 4, b"fields");
-        let steps: [(&[u8], bool); 8] = [
-            (&[0; 20], true),
-            (&[0; 4], false),
-            (&headers[..5], true),
-            (&headers[5..], true),
-            (&rest, false),
-            (&frame(PING, 0, b"12345678"), false),
-            (&frame(DATA, 0, &[7; 100])[..50], true),
-            (&frame(DATA, 0, &[7; 100])[50..], false),
+        let [none, rest] = [0, 4].map(|flags| frame(CONTINUATION, flags, b"fields"));
+        let [data, ping] = [frame(DATA, 0, &[7; 100]), frame(PING, 0, b"12345678")];
+        // Each a second after the one before; since which second.
+        let steps: [(&[u8], Option<u64>); 16] = [
+            (&[0; 20], Some(0)),
+            (&[0; 4], None),
+            (&headers[..5], Some(2)),
+            (&headers[5..], Some(2)),
+            (&none, Some(2)),
+            (&[&none[..], &rest[..5]].concat(), Some(2)),
+            (&rest[5..], None),
+            (&ping, None),
+            (&data[..50], Some(8)),
+            (&data[50..60], Some(8)),
+            (&[&data[60..], &data[..2]].concat(), Some(10)),
+            (&[&data[2..], &ping].concat(), None),
+            (&headers, Some(12)),
+            (&[&rest[..], &headers].concat(), Some(13)),
+            (&[&rest[..], &data[..50]].concat(), Some(14)),
+            (&data[50..], None),
         ];
-        for (number, (bytes, amid)) in steps.into_iter().enumerate() {
-            meter.came(bytes, now).expect("few");
-            assert_eq!(meter.is_amid(), amid, "step {number}");
+        for (second, (bytes, since)) in (0..).zip(steps) {
+            let at = |second| start + Duration::from_secs(second);
+            meter.came(bytes, at(second)).expect("few");
+            assert_eq!(meter.amid_since(), since.map(at), "second {second}");
         }
     }
 

@@ -69,10 +69,20 @@ struct Shared {
 struct State {
     requests: usize,
     idle_since: Instant,
+    /// On HTTP/1.1, since when a head has been on its way. A whole one ends it.
     head_since: Option<Instant>,
+    /// On HTTP/2, since when the caller has been amid something; requests beside it have no bearing on that.
+    amid_since: Option<Instant>,
     /// When each answer that's on its way last moved on. There are at most as many as HTTP/2 streams.
     answers: Vec<(u64, Instant)>,
     next: u64,
+}
+
+impl State {
+    /// Since when something has been on its way from the caller that isn't a request yet.
+    fn begun_since(&self) -> Option<Instant> {
+        self.head_since.or(self.amid_since)
+    }
 }
 
 impl Activity {
@@ -83,6 +93,7 @@ impl Activity {
             requests: 0,
             idle_since: now,
             head_since: None,
+            amid_since: None,
             answers: Vec::new(),
             next: 0,
         });
@@ -119,7 +130,7 @@ impl Activity {
     #[must_use]
     pub(super) fn is_busy(&self) -> bool {
         let state = self.state();
-        state.requests > 0 || state.head_since.is_some()
+        state.requests > 0 || state.begun_since().is_some()
     }
 
     /// Waits until there has been no request for so long.
@@ -144,13 +155,8 @@ impl Activity {
         }
     }
 
-    /// On HTTP/2 it's known whether something was begun whose end hasn't come.
-    fn is_amid(&self, amid: bool, clock: &Clock) {
-        let mut state = self.state();
-        state.head_since = match state.head_since {
-            Some(since) if amid => Some(since),
-            _ => amid.then(|| clock.now()),
-        };
+    fn is_amid(&self, since: Option<Instant>) {
+        self.state().amid_since = since;
     }
 
     /// When the caller must have done more, and by which clock.
@@ -164,7 +170,7 @@ impl Activity {
             .map(|(_, moved)| *moved)
             .min()
             .filter(|_| all_answered);
-        match (slowest, state.requests, state.head_since) {
+        match (slowest, state.requests, state.begun_since()) {
             (Some(moved), _, _) => Some((moved + limits.write, "write")),
             (None, 0, Some(since)) => Some((since + limits.head, "head")),
             (None, 0, None) => Some((state.idle_since + limits.idle, "idle")),
@@ -320,7 +326,7 @@ impl<S> Guard<S> {
             self.report.flood(&self.peer, flood);
             return Err(io::Error::other("an HTTP/2 flood"));
         }
-        self.activity.is_amid(meter.is_amid(), &self.clock);
+        self.activity.is_amid(meter.amid_since());
         Ok(())
     }
 
@@ -522,6 +528,29 @@ mod tests {
         theirs.write_all(&all[..30]).await.expect("room");
         guard.read_exact(&mut [0; 30]).await.expect("as many");
         assert_eq!(gives_up_after(&mut guard).await, 10, "half a frame");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn on_http2_each_frame_has_its_own_clock_which_a_request_beside_it_does_not_stop() {
+        let ping = [0, 0, 8, 6, 0, 0, 0, 0, 0, 1, 2, 3, 4, 5, 6, 7, 8];
+        let (half, rest) = ping.split_at(12);
+        let (mut guard, mut theirs, activity) = speaking(Protocol::Http2);
+        theirs.write_all(&[0; 24]).await.expect("room");
+        theirs.write_all(half).await.expect("room");
+        guard.read_exact(&mut [0; 36]).await.expect("as many");
+        for _ in 0..5 {
+            let waited = tokio::time::timeout(Duration::from_secs(8), guard.read_u8()).await;
+            assert!(waited.is_err(), "{waited:?}");
+            // One ends, the next begins.
+            theirs.write_all(rest).await.expect("room");
+            theirs.write_all(half).await.expect("room");
+            guard.read_exact(&mut [0; 17]).await.expect("as many");
+        }
+        let request = activity.request(&Clock::system());
+        let waited = tokio::time::timeout(Duration::from_secs(4), guard.read_u8()).await;
+        assert!(waited.is_err(), "{waited:?}");
+        drop(request);
+        assert_eq!(gives_up_after(&mut guard).await, 6);
     }
 
     #[tokio::test(start_paused = true)]
