@@ -26,7 +26,6 @@ use bytes::Bytes;
 use http::Request;
 use http::Response;
 use hyper::body::Incoming;
-use rustls::ServerConfig;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::sync::Semaphore;
 use tokio::task::yield_now;
@@ -301,11 +300,7 @@ impl Listener {
 }
 
 /// Tickets end with the certificates of their sessions.
-fn with_tickets(terms: Terms, clock: &Clock) -> Terms {
-    let mut config = ServerConfig::clone(&terms.config);
-    config.ticketer = Arc::new(Tickets::new(Arc::clone(&config.ticketer), clock.clone()));
-    Terms {
-        config: Arc::new(config),
-        ..terms
-    }
+fn with_tickets(mut terms: Terms, clock: &Clock) -> Terms {
+    terms.tickets = Arc::new(Tickets::new(terms.tickets, clock.clone()));
+    terms
 }

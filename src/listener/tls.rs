@@ -12,6 +12,7 @@ use rustls::RootCertStore;
 use rustls::ServerConfig;
 use rustls::SignatureScheme;
 use rustls::client::danger::HandshakeSignatureValid;
+use rustls::crypto::CryptoProvider;
 use rustls::crypto::aws_lc_rs;
 use rustls::crypto::aws_lc_rs::Ticketer;
 use rustls::pki_types::CertificateDer;
@@ -19,10 +20,14 @@ use rustls::pki_types::CertificateRevocationListDer;
 use rustls::pki_types::PrivateKeyDer;
 use rustls::pki_types::UnixTime;
 use rustls::server::NoServerSessionStorage;
+use rustls::server::ProducesTickets;
+use rustls::server::ResolvesServerCert;
 use rustls::server::VerifierBuilderError;
 use rustls::server::WebPkiClientVerifier;
 use rustls::server::danger::ClientCertVerified;
 use rustls::server::danger::ClientCertVerifier;
+use rustls::sign::CertifiedKey;
+use rustls::sign::SingleCertAndKey;
 use x509_parser::certificate::X509Certificate;
 use x509_parser::extensions::GeneralName;
 use x509_parser::parse_x509_certificate;
@@ -63,8 +68,10 @@ pub enum Error {
 /// What callers meet: our certificate and ticket keys, and how theirs are verified.
 #[derive(Clone, Debug)]
 pub struct Terms {
-    /// For handshakes.
-    pub config: Arc<ServerConfig>,
+    provider: Arc<CryptoProvider>,
+    certificate: Arc<SingleCertAndKey>,
+    /// What makes and opens sessions' tickets.
+    pub(super) tickets: Arc<dyn ProducesTickets>,
     /// For certificates that were let in before: resumed sessions, and connections that were open when this came into force.
     pub verifier: Arc<dyn ClientCertVerifier>,
     /// When the first revocation list ends that refuses everybody then, since 1970-01-01 UTC.
@@ -85,20 +92,8 @@ pub fn terms(material: &Material) -> Result<Terms, Error> {
         }
     }
     let verifier = verifier.build()?;
-    let mut config = ServerConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()?
-        .with_client_cert_verifier(Arc::clone(&verifier))
-        .with_single_cert(material.chain.clone(), material.key.clone_key())?;
-    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
-    // Sessions are resumed by tickets, so that nothing is kept here for those who don't come back. The library doesn't verify a resumed
-    // session again: the listener does. With each new set of certificates come new keys for tickets, so that no session of before is
-    // resumed.
-    config.session_storage = Arc::new(NoServerSessionStorage {});
-    config.ticketer = Ticketer::new()?;
-    config.send_tls13_tickets = TICKETS;
-    config.max_early_data_size = 0;
-    // Without an extended master secret, a TLS 1.2 session can be tied to another one's (RFC 7627, section 1).
-    config.require_ems = true;
+    let certificate =
+        CertifiedKey::from_der(material.chain.clone(), material.key.clone_key(), &provider)?;
     let lists_end = material
         .client_crls
         .iter()
@@ -110,7 +105,10 @@ pub fn terms(material: &Material) -> Result<Terms, Error> {
         .min()
         .map(Duration::from_secs);
     Ok(Terms {
-        config: Arc::new(config),
+        provider,
+        certificate: Arc::new(SingleCertAndKey::from(certificate)),
+        // With each new set of certificates come new keys for tickets, so that no session of before is resumed.
+        tickets: Ticketer::new()?,
         verifier,
         lists_end,
     })
@@ -123,19 +121,21 @@ impl Terms {
             verifier: Arc::clone(&self.verifier),
             refused: OnceLock::new(),
         });
-        let shared = &*self.config;
-        let provider = Arc::clone(shared.crypto_provider());
+        let provider = Arc::clone(&self.provider);
         let mut config = ServerConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()
-            .expect("the shared one was made with the same provider")
+            .expect("the provider has suites for both versions")
             .with_client_cert_verifier(Arc::clone(&witness) as Arc<dyn ClientCertVerifier>)
-            .with_cert_resolver(Arc::clone(&shared.cert_resolver));
-        config.alpn_protocols.clone_from(&shared.alpn_protocols);
-        config.session_storage = Arc::clone(&shared.session_storage);
-        config.ticketer = Arc::clone(&shared.ticketer);
-        config.send_tls13_tickets = shared.send_tls13_tickets;
-        config.max_early_data_size = shared.max_early_data_size;
-        config.require_ems = shared.require_ems;
+            .with_cert_resolver(Arc::clone(&self.certificate) as Arc<dyn ResolvesServerCert>);
+        config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+        // Sessions are resumed by tickets, so that nothing is kept here for those who don't come back. The library doesn't verify a
+        // resumed session again: the listener does.
+        config.session_storage = Arc::new(NoServerSessionStorage {});
+        config.ticketer = Arc::clone(&self.tickets);
+        config.send_tls13_tickets = TICKETS;
+        config.max_early_data_size = 0;
+        // Without an extended master secret, a TLS 1.2 session can be tied to another one's (RFC 7627, section 1).
+        config.require_ems = true;
         (Arc::new(config), witness)
     }
 }
