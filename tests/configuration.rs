@@ -42,6 +42,16 @@ fn a_good_one_is_told_so() {
     assert!(said.contains("good (1 account, 1 caller"), "{said}");
 }
 
+/// Whoever raises one limit needn't raise another.
+#[test]
+fn the_largest_body_has_room_by_default() {
+    let (setup, text) = good();
+    let larger = text.replace("[listener]\n", "[listener]\nbody_bytes_max = 67108864\n");
+    assert_ne!(larger, text);
+    let (code, said) = check(&setup, &larger);
+    assert_eq!(code, Some(0), "{said}");
+}
+
 /// One file of `tests/configurations/`, or a folder of several.
 struct Case {
     name: String,

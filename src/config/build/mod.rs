@@ -96,12 +96,15 @@ impl Builder<'_> {
         };
         let share = sizes.bodies_bytes_max.div_ceil(SHARES);
         if sizes.body_bytes_max > share && self.are_good(&[&each, &all]) {
-            // It's written: the default has room for two of the largest.
-            let message = format!(
-                "one caller's half of it, {share}, is less than one body may have: body_bytes_max is {}",
-                sizes.body_bytes_max
+            // By default it has room for the largest body that can be written: it's this one that was written too small.
+            self.fault_with_hint(
+                &all,
+                format!(
+                    "one caller's half of it, {share}, is less than one body may have: body_bytes_max is {}",
+                    sizes.body_bytes_max
+                ),
+                format!("at least {}", sizes.body_bytes_max * SHARES),
             );
-            self.fault(&all, message);
         }
         sizes
     }
