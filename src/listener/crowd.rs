@@ -54,7 +54,8 @@ impl<K: Eq + Hash> Drop for Place<K> {
     }
 }
 
-/// Bits of an IPv6 address that tell one network from another; who has one such network has all addresses in it (RFC 6177).
+/// Bits of an IPv6 address that tell one network from another: the rest is for its owner to choose (RFC 4291, section 2.5.1). Sites often
+/// have many such networks (RFC 6177, section 2), and are as many here.
 const IPV6_PREFIX: u32 = 64;
 
 /// Whose an address is: an IPv4 address its own, an IPv6 address its network's.

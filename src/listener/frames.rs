@@ -180,8 +180,9 @@ fn fill(room: &mut [u8], bytes: &[u8]) -> usize {
     count
 }
 
-/// Frames that carry nothing of a call, for each connection. A lively client needs a few for each request; whoever has a thousand to say at once, or two hundred
-/// a second for nothing, only wants us to work. Envoy, nginx and Go have limits of this size.
+/// Frames that carry nothing of a call, for each connection. A lively client needs a few for each request; whoever has a thousand to
+/// say at once, or two hundred a second for nothing, only wants us to work. (Envoy ends a connection at 1,000 answers to such frames
+/// that wait to be sent: its `max_outbound_control_frames`.)
 const RATE: Rate = Rate {
     burst: 1_000,
     per_second: 200,
