@@ -207,8 +207,12 @@ async fn callers_whom_nobody_knows_are_one() {
     ends_after_the_handshake(&gateway.client_with(&pki, &another)).await;
     let event = word_on(&gateway, mark).await;
     assert_eq!(
-        (&event["limit"], &event["caller"]),
-        (&"caller".into(), &Value::Null),
+        (&event["limit"], &event["caller"], &event["names"]),
+        (
+            &"caller".into(),
+            &Value::Null,
+            &"spiffe://shop.example/stranger-3".into()
+        ),
         "{event}"
     );
     assert_eq!(gateway.client(&pki).call(READ, "{}").await.status, 200);

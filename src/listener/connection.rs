@@ -45,7 +45,6 @@ use crate::listener::guard::Guard;
 use crate::listener::guard::Limits;
 use crate::listener::guard::Outgoing;
 use crate::listener::guard::Protocol;
-use crate::listener::report::Limit;
 use crate::listener::socket;
 use crate::listener::socket::Stream;
 use crate::listener::standing::Standing;
@@ -124,7 +123,7 @@ impl Listener {
         service: impl Service,
     ) {
         let Some(presented) = socket::presented(remote) else {
-            tracing::warn!(peer = %remote, "a connection from elsewhere was closed: without TLS only this machine's own are taken");
+            self.report.elsewhere(remote);
             return;
         };
         let peer = Arc::new(Peer {
@@ -347,7 +346,7 @@ impl Listener {
             settings.connections_per_address_max,
         );
         place.map(Some).ok_or_else(|| {
-            self.report.refused(remote, Limit::Address, None);
+            self.report.address_refused(remote);
             Full
         })
     }
@@ -363,8 +362,7 @@ impl Listener {
             .callers
             .enter(caller.clone(), settings.connections_per_caller_max);
         place.ok_or_else(|| {
-            self.report
-                .refused(peer.address, Limit::Caller, caller.as_ref());
+            self.report.caller_refused(peer, caller.as_ref());
             Full
         })
     }

@@ -39,11 +39,12 @@ pub(super) struct Report {
     floods: Ration,
     accepts: Ration,
     full: Ration,
+    elsewhere: Ration,
 }
 
 /// Why a connection isn't served, by the limit that it's beyond.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Limit {
+enum Limit {
     /// `listener.connections_per_address_max`.
     Address,
     /// `listener.connections_per_caller_max`.
@@ -77,6 +78,7 @@ impl Report {
             floods: ration(),
             accepts: ration(),
             full: ration(),
+            elsewhere: ration(),
             metrics,
             clock,
         }
@@ -132,8 +134,25 @@ impl Report {
         tracing::info!(%peer, reason, cause, subject, issuer, serial, names, intermediates, unlogged, "a TLS handshake failed");
     }
 
-    /// Somebody has as many connections as they may have. Who, if that's known yet.
-    pub(super) fn refused(&self, peer: Remote, limit: Limit, caller: Option<&Caller>) {
+    /// Without TLS, somebody else than this machine connects.
+    pub(super) fn elsewhere(&self, peer: Remote) {
+        if let Some(unlogged) = self.elsewhere.line(self.clock.now()) {
+            tracing::warn!(%peer, unlogged, "a connection from elsewhere was closed: without TLS only this machine's own are taken");
+        }
+    }
+
+    /// An address has as many connections as it may have.
+    pub(super) fn address_refused(&self, peer: Remote) {
+        self.refused(peer, Limit::Address, None, None);
+    }
+
+    /// A caller has as many, or those whom nobody knows have, who are told by what they present.
+    pub(super) fn caller_refused(&self, peer: &Peer, caller: Option<&Caller>) {
+        let names = caller.is_none().then(|| names(peer));
+        self.refused(peer.address, Limit::Caller, caller, names);
+    }
+
+    fn refused(&self, peer: Remote, limit: Limit, caller: Option<&Caller>, names: Option<String>) {
         self.metrics
             .downstream_refused
             .with_label_values(&[limit.label()])
@@ -142,7 +161,7 @@ impl Report {
             return;
         };
         let caller = caller.map(|caller| caller.name().as_str());
-        tracing::warn!(%peer, limit = limit.label(), caller, key = limit.key(), unlogged, "a connection was refused");
+        tracing::warn!(%peer, limit = limit.label(), caller, names, key = limit.key(), unlogged, "a connection was refused");
     }
 
     /// What the HTTP library refuses never becomes a request: it's told here, or nowhere.
