@@ -236,6 +236,22 @@ fn bad_leaves(pki: &Pki) -> Vec<Row> {
         changed("no certificate at all", &good, |chain| {
             chain[0] = b"not a certificate".to_vec();
         }),
+        // Whoever verifies these tries every order in which one could have issued the other.
+        changed("with six that lead nowhere", &good, |chain| {
+            let nowhere = Pki::new();
+            chain.extend((0..6).map(|_| pki_der(&nowhere.forged())));
+        }),
+        row(
+            "of more than 16 KiB",
+            &with(|params| {
+                let filling = CustomExtension::from_oid_content(
+                    &[1, 3, 6, 1, 4, 1, 99_999, 2],
+                    vec![0; 16 * 1024],
+                );
+                params.custom_extensions = vec![filling];
+            }),
+            "malformed",
+        ),
         changed("a length that's a lie", &good, |chain| {
             chain[0] = vec![0x30, 0x84, 0xff, 0xff, 0xff, 0xff];
         }),
@@ -340,6 +356,13 @@ fn good(pki: &Pki) -> Vec<Row> {
             reason: None,
             ..changed("with its root's", &good, |chain| {
                 chain.push(pki_der(pki));
+            })
+        },
+        Row {
+            reason: None,
+            ..changed("with five of others beside", &good, |chain| {
+                let nowhere = Pki::new();
+                chain.extend((0..5).map(|_| pki_der(&nowhere.forged())));
             })
         },
         Row {
@@ -531,7 +554,7 @@ async fn a_failed_handshake_tells_whose_certificate_it_was() {
 /// What somebody would like to stand in our log, and more of it than anybody wants to read.
 fn forged() -> String {
     let line = "x\n{\"message\":\"FORGED\"}\r\n\u{1b}[31mred\u{7} \"quoted\" \\ \t\0";
-    format!("{line}{}", "y".repeat(10_000))
+    format!("{line}{}", "y".repeat(2_000))
 }
 
 /// Signed by itself, so that issuer and subject are its own; with names to match.

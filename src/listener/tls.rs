@@ -8,6 +8,7 @@ use std::time::Duration;
 use rustls::CertificateError;
 use rustls::DigitallySignedStruct;
 use rustls::DistinguishedName;
+use rustls::OtherError;
 use rustls::RootCertStore;
 use rustls::ServerConfig;
 use rustls::SignatureScheme;
@@ -140,6 +141,36 @@ impl Terms {
     }
 }
 
+/// Certificates that a caller may bring beside its own. The verifier tries those that lead nowhere in every order, so that a few more
+/// than anybody needs would keep a thread busy for a second, before it's known who asks; with so many it's some hundred tries.
+const INTERMEDIATES_MAX: usize = 5;
+
+/// All certificates of one caller together, in bytes. They're kept for as long as its connection is open.
+const CHAIN_BYTES_MAX: usize = 16 * 1024;
+
+/// More certificates than are looked at. Its name is told as the cause.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+enum Excess {
+    #[error("more than {INTERMEDIATES_MAX} certificates beside the caller's own")]
+    TooManyIntermediates,
+    #[error("certificates of more than {CHAIN_BYTES_MAX} bytes")]
+    TooManyBytes,
+}
+
+fn check_size(
+    leaf: &CertificateDer<'_>,
+    intermediates: &[CertificateDer<'_>],
+) -> Result<(), Excess> {
+    let bytes = intermediates.iter().map(|other| other.len()).sum::<usize>();
+    if intermediates.len() > INTERMEDIATES_MAX {
+        Err(Excess::TooManyIntermediates)
+    } else if bytes.saturating_add(leaf.len()) > CHAIN_BYTES_MAX {
+        Err(Excess::TooManyBytes)
+    } else {
+        Ok(())
+    }
+}
+
 /// Verifies the certificate of one caller.
 #[derive(Debug)]
 pub(super) struct Witness {
@@ -188,7 +219,13 @@ impl ClientCertVerifier for Witness {
         intermediates: &[CertificateDer<'_>],
         now: UnixTime,
     ) -> Result<ClientCertVerified, rustls::Error> {
-        let verdict = self.verifier.verify_client_cert(leaf, intermediates, now);
+        let verdict = match check_size(leaf, intermediates) {
+            Ok(()) => self.verifier.verify_client_cert(leaf, intermediates, now),
+            Err(excess) => {
+                let other = CertificateError::Other(OtherError(Arc::new(excess)));
+                Err(rustls::Error::InvalidCertificate(other))
+            }
+        };
         self.keep(verdict, leaf, intermediates)
     }
 
