@@ -14,7 +14,7 @@
 //! line       proxy
 //! stations   listener  identity  policy  payload  quota  slots  sign  upstream  retry  reply
 //! observe    observe
-//! words      account  answers  operation  operations  name  outcome  pattern  clock  stop
+//! words      account  answers  operation  operations  name  outcome  pattern  pieces  clock  stop
 //! beside     simulator
 //! ```
 //!
@@ -57,6 +57,7 @@ pub mod operation;
 pub mod operations;
 pub mod outcome;
 pub mod pattern;
+pub mod pieces;
 pub mod stop;
 
 pub mod simulator;

@@ -190,7 +190,7 @@ pub const KEYS: &[Key] = &[
         "listener.bodies_bytes_max",
         Kind::Integer(1, 64 * 1024 * 1024 * 1024),
         Fallback::Value("268435456"),
-        "What all request bodies may take of the memory at a time, in bytes, from their first piece to their answer; one caller may hold half of it, and more is refused. Those that come in one piece, as small ones do, aren't counted.",
+        "What all request bodies may take of the memory at a time, in bytes, from their first piece to their answer; one caller may hold half of it, and more is refused. Those that come in one piece, as small ones do, aren't counted. For a moment each takes up to three times its length.",
     ),
     key(
         "listener.connections_max",

@@ -96,18 +96,23 @@ pub fn chain(error: &dyn std::error::Error) -> String {
 #[must_use]
 pub fn harmless(text: &str, characters_max: usize) -> String {
     let mut short = String::new();
-    let mut count = 0;
+    // One more than there's room for shows that something is cut.
+    let (mut count, mut last_fitting) = (0, 0);
     for character in text.chars() {
         let escaped = match character {
             '"' | '\'' | '\\' => character.to_string(),
             other => other.escape_debug().to_string(),
         };
         count += escaped.chars().count();
-        if count >= characters_max {
+        if count > characters_max {
+            short.truncate(last_fitting);
             short.push('…');
             break;
         }
         short.push_str(&escaped);
+        if count < characters_max {
+            last_fitting = short.len();
+        }
     }
     short
 }
@@ -180,7 +185,8 @@ mod tests {
             assert_eq!(harmless(text, 100), expected);
         }
         assert_eq!(harmless("123456789", 10), "123456789");
-        assert_eq!(harmless("1234567890", 10), "123456789…");
+        assert_eq!(harmless("1234567890", 10), "1234567890");
+        assert_eq!(harmless("12345678901", 10), "123456789…");
         assert_eq!(harmless("12345\u{202e}", 10), "12345…");
     }
 }

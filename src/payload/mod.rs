@@ -19,6 +19,7 @@ use crate::payload::room::Full;
 use crate::payload::room::Held;
 use crate::payload::scan::Fault;
 use crate::payload::scan::Object;
+use crate::pieces::Pieces;
 
 /// A whole JSON object that names its account: what `sign` takes.
 #[derive(Debug)]
@@ -167,46 +168,30 @@ where
         .unwrap_or(Err(Error::Slow))
 }
 
-/// Below this, what a caller says of its body's length is no reason to set memory aside.
-const RESERVE_FROM: usize = 64 * 1024;
-
-/// One buffer for all pieces: a list of them would cost many times a body that comes byte by byte.
 async fn collect<B>(mut body: B, sizes: Sizes, mut held: Held) -> Result<Whole, Error>
 where
     B: Body<Data = Bytes> + Unpin,
 {
-    let (mut first, mut all) = (Bytes::new(), BytesMut::new());
+    let mut pieces = Pieces::default();
     while let Some(frame) = body.frame().await {
         // Trailers mean nothing to us.
         let Ok(piece) = frame.map_err(|_| Error::Broken)?.into_data() else {
             continue;
         };
-        if piece.len() > sizes.body_bytes_max - first.len() - all.len() {
+        let before = pieces.length();
+        if piece.len() > sizes.body_bytes_max - before {
             return Err(Error::TooLarge(sizes.body_bytes_max));
         }
-        if first.is_empty() && all.is_empty() {
-            first = piece;
-            continue;
+        if before > 0 && !piece.is_empty() {
+            let waiting = if pieces.is_one() { before } else { 0 };
+            held.grow(waiting + piece.len(), sizes.bodies_bytes_max)?;
         }
-        if all.is_empty() {
-            held.grow(first.len(), sizes.bodies_bytes_max)?;
-            all.extend_from_slice(&std::mem::take(&mut first));
-        }
-        held.grow(piece.len(), sizes.bodies_bytes_max)?;
-        if all.len() >= RESERVE_FROM && all.capacity() - all.len() < piece.len() {
-            let rest = usize::try_from(body.size_hint().lower()).unwrap_or_default();
-            all.reserve(piece.len() + rest.min(sizes.body_bytes_max));
-        }
-        all.extend_from_slice(&piece);
+        let rest = usize::try_from(body.size_hint().lower()).unwrap_or(usize::MAX);
+        pieces.push(piece, rest.min(sizes.body_bytes_max));
     }
-    Ok(if all.is_empty() {
-        Whole::in_one_piece(first)
-    } else {
-        Whole {
-            bytes: all.freeze(),
-            held: Some(held),
-        }
-    })
+    let held = (!pieces.is_one()).then_some(held);
+    let bytes = pieces.whole();
+    Ok(Whole { bytes, held })
 }
 
 /// A checked body that doesn't name its account for certain yet.

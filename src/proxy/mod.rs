@@ -271,7 +271,9 @@ impl Proxy {
             })
             .inspect_err(|_| {
                 // What is no operation is named in the log as it was written, or nobody could tell what was wrong.
-                exchange.target = Some(format!("{method} {}", uri.path()));
+                let target = uri.authority().filter(|_| uri.path().is_empty());
+                let target = target.map_or_else(|| uri.path(), |authority| authority.as_str());
+                exchange.target = Some(format!("{method} {target}"));
             })?;
         exchange.operation = Some(Arc::clone(asked.operation()));
         let permit = self.policy.authorize(&caller, asked, headers)?;

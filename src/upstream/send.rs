@@ -3,7 +3,6 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use bytes::BytesMut;
 use http::HeaderMap;
 use http::HeaderValue;
 use http::Method;
@@ -13,6 +12,7 @@ use http::Uri;
 use http::header;
 use http_body_util::BodyExt;
 use http_body_util::Full;
+use hyper::body::Body;
 use hyper::body::Incoming;
 use tokio::time::Instant;
 use tokio::time::timeout_at;
@@ -21,6 +21,7 @@ use crate::clock::Stamp;
 use crate::observe::log::chain;
 use crate::operation::OperationName;
 use crate::outcome::Left;
+use crate::pieces::Pieces;
 use crate::sign::SignedBody;
 use crate::upstream::Error;
 use crate::upstream::breaker::Health;
@@ -158,25 +159,20 @@ async fn exchange(
     })
 }
 
-/// One buffer for all pieces: a list of them would cost many times a reply that comes byte by byte.
 async fn whole(mut body: Incoming, bytes_max: usize) -> Result<Bytes, Error> {
-    let (mut first, mut all) = (Bytes::new(), BytesMut::new());
+    let mut pieces = Pieces::default();
     while let Some(frame) = body.frame().await {
         // Trailers are no part of it.
         let Ok(piece) = frame.map_err(Error::Broken)?.into_data() else {
             continue;
         };
-        if piece.len() > bytes_max - first.len() - all.len() {
+        if piece.len() > bytes_max - pieces.length() {
             return Err(Error::TooLarge(bytes_max));
         }
-        if first.is_empty() && all.is_empty() {
-            first = piece;
-            continue;
-        }
-        all.extend_from_slice(&std::mem::take(&mut first));
-        all.extend_from_slice(&piece);
+        let rest = usize::try_from(body.size_hint().lower()).unwrap_or(usize::MAX);
+        pieces.push(piece, rest.min(bytes_max));
     }
-    Ok(if all.is_empty() { first } else { all.freeze() })
+    Ok(pieces.whole())
 }
 
 /// The request as documented (contract, section 2), with nothing of the caller's but the body.
