@@ -27,6 +27,9 @@ impl Pieces {
 
     /// The next piece. `rest` is how much is known to come after it.
     pub fn push(&mut self, piece: Bytes, rest: usize) {
+        if piece.is_empty() {
+            return;
+        }
         if self.length() == 0 {
             self.first = piece;
             return;
@@ -65,6 +68,7 @@ mod tests {
         let mut pieces = Pieces::default();
         pieces.push(Bytes::new(), 5);
         pieces.push(piece.clone(), 0);
+        pieces.push(Bytes::new(), 0);
         assert!(pieces.is_one());
         assert_eq!(pieces.whole().as_ptr(), piece.as_ptr());
     }

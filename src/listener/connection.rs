@@ -10,6 +10,7 @@ use std::time::Duration;
 use http::HeaderValue;
 use http::Method;
 use http::Request;
+use http::Response;
 use http::Version;
 use http::header;
 use hyper::body::Incoming;
@@ -25,10 +26,12 @@ use tokio::io::AsyncRead;
 use tokio::io::AsyncWrite;
 use tokio::io::AsyncWriteExt;
 use tokio::task::coop::unconstrained;
+use tokio::time::Instant;
 use tokio::time::sleep;
 use tokio::time::sleep_until;
 use tokio::time::timeout;
 use tokio::time::timeout_at;
+use tokio_util::sync::CancellationToken;
 
 use crate::identity::Caller;
 use crate::listener::Gate;
@@ -68,6 +71,25 @@ struct Open(IntGauge);
 impl Drop for Open {
     fn drop(&mut self) {
         self.0.dec();
+    }
+}
+
+/// A connection between its handshake and its end.
+struct Served<'a> {
+    opened: Instant,
+    /// As they were when it began.
+    settings: &'a Settings,
+    standing: &'a Standing,
+    activity: &'a Activity,
+    stop: &'a Stop,
+}
+
+impl Served<'_> {
+    /// Waits for its first request, as long as a new connection may take for that.
+    async fn first(&self) {
+        let patience = self.opened + self.settings.first_linger;
+        // Whether there was one doesn't matter.
+        let _ = timeout_at(patience, self.activity.begun()).await;
     }
 }
 
@@ -146,7 +168,7 @@ impl Listener {
     ) {
         let caller = service.caller(&standing.peer.presented);
         let Ok(_caller) = self.admit_caller(&standing.peer, caller, &gate.settings) else {
-            // Cleanly, so that a client knows that nothing of it was looked at.
+            // Cleanly, so that a client whose request isn't on its way yet knows that nothing of it was looked at.
             let _ = timeout(gate.settings.handshake_timeout, stream.shutdown()).await;
             return;
         };
@@ -154,12 +176,10 @@ impl Listener {
         // A reload during the handshake may not have seen it: it's verified now, or it ends at once.
         let _ = standing.verify(&self.gate.load(), &self.clock);
         let activity = Activity::new(self.clock.now());
-        let begun = activity.clone();
-        let settings = &gate.settings;
         let limits = Limits {
-            idle: settings.idle_timeout,
-            head: settings.header_timeout,
-            write: settings.write_timeout,
+            idle: gate.settings.idle_timeout,
+            head: gate.settings.header_timeout,
+            write: gate.settings.write_timeout,
         };
         let io = TokioIo::new(Guard::new(
             stream,
@@ -169,106 +189,136 @@ impl Listener {
             self.clock.clone(),
             (Arc::clone(&self.report), Arc::clone(&standing.peer)),
         ));
+        let listener = Arc::clone(&self);
+        let (asking, active) = (Arc::clone(&standing), activity.clone());
         let draining = stop.draining.clone();
-        let (listener, asking) = (Arc::clone(&self), Arc::clone(&standing));
-        let answering = service_fn(move |request: Request<Incoming>| {
-            let active = activity.request(&listener.clock);
-            let version = request.version();
-            let is_head = request.method() == Method::HEAD;
-            let peer = asking.peer(&listener.gate.load(), &listener.clock);
-            let answer = service.clone().answer(peer, request);
-            let (draining, asking) = (draining.clone(), Arc::clone(&asking));
-            async move {
-                let mut answer = answer.await;
-                let leaves = draining.is_cancelled() || asking.is_leaving();
-                if leaves && version < Version::HTTP_2 {
-                    answer
-                        .headers_mut()
-                        .insert(header::CONNECTION, HeaderValue::from_static("close"));
-                }
-                // On HTTP/1 the library leaves the body out itself (RFC 9110 section 9.3.2).
-                if is_head && version >= Version::HTTP_2 {
-                    let length = HeaderValue::from(answer.body().len());
-                    answer.headers_mut().insert(header::CONTENT_LENGTH, length);
-                    answer.body_mut().clear();
-                }
-                Ok::<_, Infallible>(answer.map(|body| Outgoing::new(body, active)))
-            }
+        let answering = service_fn(move |request| {
+            listener.answer(request, &asking, &active, &draining, service.clone())
         });
-        // A caller has no longer to do with us than its certificate says.
-        let left = standing.ends.map_or(Duration::MAX, |ends| {
+        let served = Served {
+            opened: self.clock.now(),
+            settings: &gate.settings,
+            standing: &standing,
+            activity: &activity,
+            stop: &stop,
+        };
+        match protocol {
+            Protocol::Http1 => {
+                let connection = http1::Builder::new()
+                    // The guard has the clock for heads. `pipeline_flush` stays off: it costs a tenth.
+                    .header_read_timeout(None)
+                    .max_buf_size(HEADERS_BYTES_MAX)
+                    .writev(false)
+                    .serve_connection(io, answering);
+                self.http1(connection, served).await;
+            }
+            Protocol::Http2 => {
+                let connection = http2::Builder::new(TokioExecutor::new())
+                    .timer(TokioTimer::new())
+                    .keep_alive_interval(PING_INTERVAL)
+                    .keep_alive_timeout(PING_TIMEOUT)
+                    .max_concurrent_streams(STREAMS_MAX)
+                    .max_header_list_size(HEADERS_BYTES_MAX as u32)
+                    .max_pending_accept_reset_streams(PENDING_RESETS_MAX)
+                    .max_local_error_reset_streams(LOCAL_RESETS_MAX)
+                    .serve_connection(io, answering);
+                self.http2(connection, served).await;
+            }
+        }
+    }
+
+    /// One request, from its head on; it lasts until its answer has been handed on.
+    fn answer<S: Service>(
+        &self,
+        request: Request<Incoming>,
+        standing: &Arc<Standing>,
+        activity: &Activity,
+        draining: &CancellationToken,
+        service: S,
+    ) -> impl Future<Output = Result<Response<Outgoing>, Infallible>> + use<S> {
+        let active = activity.request(&self.clock);
+        let version = request.version();
+        let is_head = request.method() == Method::HEAD;
+        let peer = standing.peer(&self.gate.load(), &self.clock);
+        let answer = service.answer(peer, request);
+        let (draining, standing) = (draining.clone(), Arc::clone(standing));
+        async move {
+            let mut answer = answer.await;
+            let leaves = draining.is_cancelled() || standing.is_leaving();
+            if leaves && version < Version::HTTP_2 {
+                answer
+                    .headers_mut()
+                    .insert(header::CONNECTION, HeaderValue::from_static("close"));
+            }
+            // On HTTP/1 the library leaves the body out itself (RFC 9110 section 9.3.2).
+            if is_head && version >= Version::HTTP_2 {
+                let length = HeaderValue::from(answer.body().len());
+                answer.headers_mut().insert(header::CONTENT_LENGTH, length);
+                answer.body_mut().clear();
+            }
+            Ok(answer.map(|body| Outgoing::new(body, active)))
+        }
+    }
+
+    /// HTTP/1 callers are asked to leave with each answer since `draining`. What is idle after that may be closed, but for a request that
+    /// is on its way.
+    async fn http1(
+        &self,
+        connection: impl GracefulConnection<Error = hyper::Error>,
+        served: Served<'_>,
+    ) {
+        let closing = async {
+            served.stop.closing.cancelled().await;
+            served.first().await;
+            sleep(served.settings.linger).await;
+        };
+        let leave = async {
+            tokio::select! {
+                () = self.outlived(&served) => {}
+                () = closing => {}
+            }
+        };
+        self.drive(connection, &served, (leave, pending())).await;
+    }
+
+    /// HTTP/2 callers are told at once (GOAWAY), and go elsewhere while what they asked is answered.
+    async fn http2(
+        &self,
+        connection: impl GracefulConnection<Error = hyper::Error>,
+        served: Served<'_>,
+    ) {
+        let draining = async {
+            served.stop.draining.cancelled().await;
+            // A client that's told to go away before it has asked may not ask at all.
+            served.first().await;
+        };
+        let leave = async {
+            tokio::select! {
+                () = self.outlived(&served) => {}
+                () = draining => {}
+            }
+        };
+        let silent = async {
+            tokio::select! {
+                () = served.stop.closing.cancelled() => {}
+                () = served.standing.left() => {}
+            }
+            let patience = served.settings.first_linger;
+            sleep(patience).await;
+            served.activity.idle_for(patience).await;
+        };
+        self.drive(connection, &served, (leave, silent)).await;
+    }
+
+    /// Waits until the connection is too old, its caller's certificate ends, or the caller isn't welcome any more.
+    async fn outlived(&self, served: &Served<'_>) {
+        let left = served.standing.ends.map_or(Duration::MAX, |ends| {
             ends.saturating_sub(self.clock.since_epoch())
         });
-        let age_ends = self.clock.now() + self.age(settings).min(left);
-        let opened = self.clock.now();
-        let first = async {
-            // A client of HTTP/2 that's told to go away before it has asked may not ask at all.
-            let _ = timeout_at(opened + settings.first_linger, begun.begun()).await;
-        };
-        let outlived = async {
-            tokio::select! {
-                () = sleep_until(age_ends) => {}
-                () = standing.left() => {}
-            }
-        };
-        if protocol == Protocol::Http2 {
-            let connection = http2::Builder::new(TokioExecutor::new())
-                .timer(TokioTimer::new())
-                .keep_alive_interval(PING_INTERVAL)
-                .keep_alive_timeout(PING_TIMEOUT)
-                .max_concurrent_streams(STREAMS_MAX)
-                .max_header_list_size(HEADERS_BYTES_MAX as u32)
-                .max_pending_accept_reset_streams(PENDING_RESETS_MAX)
-                .max_local_error_reset_streams(LOCAL_RESETS_MAX)
-                .serve_connection(io, answering);
-            // HTTP/2 callers are told at once (GOAWAY), and go elsewhere while what they asked is answered.
-            let leave = async {
-                tokio::select! {
-                    () = outlived => {}
-                    () = async { stop.draining.cancelled().await; first.await } => {}
-                }
-            };
-            let silent = async {
-                tokio::select! {
-                    () = stop.closing.cancelled() => {}
-                    () = standing.left() => {}
-                }
-                sleep(settings.first_linger).await;
-                begun.idle_for(settings.first_linger).await;
-            };
-            self.drive(
-                connection,
-                &standing,
-                &begun,
-                (leave, silent),
-                settings,
-                &stop,
-            )
-            .await;
-        } else {
-            let connection = http1::Builder::new()
-                // The guard has the clock for heads. `pipeline_flush` stays off: it costs a tenth.
-                .header_read_timeout(None)
-                .max_buf_size(HEADERS_BYTES_MAX)
-                .writev(false)
-                .serve_connection(io, answering);
-            // HTTP/1 callers were asked to leave with each answer since `draining`. What is idle after that may be closed, but for a
-            // request that is on its way.
-            let leave = async {
-                tokio::select! {
-                    () = outlived => {}
-                    () = async { stop.closing.cancelled().await; first.await; sleep(settings.linger).await } => {}
-                }
-            };
-            self.drive(
-                connection,
-                &standing,
-                &begun,
-                (leave, pending()),
-                settings,
-                &stop,
-            )
-            .await;
+        let age = self.age(served.settings).min(left);
+        tokio::select! {
+            () = sleep_until(served.opened + age) => {}
+            () = served.standing.left() => {}
         }
     }
 
@@ -286,13 +336,16 @@ impl Listener {
     async fn drive(
         &self,
         connection: impl GracefulConnection<Error = hyper::Error>,
-        standing: &Standing,
-        activity: &Activity,
+        served: &Served<'_>,
         (leave, silent): (impl Future<Output = ()>, impl Future<Output = ()>),
-        settings: &Settings,
-        stop: &Stop,
     ) {
-        let peer = &standing.peer;
+        let Served {
+            settings,
+            activity,
+            stop,
+            ..
+        } = served;
+        let peer = &served.standing.peer;
         let mut connection = std::pin::pin!(connection);
         // A caller that sends without end uses up the task's budget, and the runtime's timers would wait for it for ever.
         let (leave, silent) = (unconstrained(leave), unconstrained(silent));

@@ -413,12 +413,13 @@ mod tests {
     #[tokio::test]
     async fn pieces_become_one_body_up_to_the_largest() {
         let room = Room::default();
-        let cases: [(&[&'static [u8]], &str); 5] = [
+        let cases: [(&[&'static [u8]], &str); 6] = [
             (&[], ""),
             (&[b""], ""),
             (&[b"{}"], "{}"),
             (&[b"", b"{", b"", b"\"a\"", b":1}"], "{\"a\":1}"),
             (&[b"123456", b"789012"], "123456789012"),
+            (&[b"123456789012", b""], "123456789012"),
         ];
         for (pieces, expected) in cases {
             let whole = read(pieces, &room).await.expect(expected);
