@@ -500,7 +500,7 @@ const OPEN: &str = "kybio_gateway_downstream_connections";
 /// What a thousand stalled callers may cost, in a debug build.
 const MEMORY_MAX: usize = 100_000_000;
 
-/// The promised number itself is held against the best of several windows: a machine that's busy with other things is slow in some of
+/// The promised number itself is held against the median of several windows: a machine that's busy with other things is slow in some of
 /// them, a gateway that waits for the stalled is slow in all.
 #[tokio::test]
 async fn a_thousand_stalled_callers_are_let_go_of_and_a_good_one_does_not_notice() {
@@ -563,14 +563,15 @@ async fn a_thousand_stalled_callers_are_let_go_of_and_a_good_one_does_not_notice
         }
         windows.push(p99(&load.so_far().latencies[from..]));
     }
-    let best = windows.iter().min();
-    let best = best.expect("a window beside a thousand stalled callers");
+    windows.sort_unstable();
+    let median = windows.get(windows.len() / 2);
+    let median = median.expect("a window beside a thousand stalled callers");
     println!(
         "p99 by window: {windows:?}; memory {} MB, {} MB with 1,000 stalled",
         before.0 / 1_000_000,
         peak / 1_000_000
     );
-    assert!(*best < Duration::from_millis(50), "{windows:?}");
+    assert!(*median < Duration::from_millis(50), "{windows:?}");
     assert!(peak < before.0 + MEMORY_MAX, "{before:?}, {peak}");
 
     while let Some(ended) = callers.join_next().await {
