@@ -19,12 +19,6 @@ impl Pieces {
         self.first.len() + self.all.len()
     }
 
-    /// Nothing has come, or all of it in one piece.
-    #[must_use]
-    pub fn is_one(&self) -> bool {
-        self.all.is_empty()
-    }
-
     /// The next piece. `rest` is how much is known to come after it.
     pub fn push(&mut self, piece: Bytes, rest: usize) {
         if piece.is_empty() {
@@ -69,7 +63,6 @@ mod tests {
         pieces.push(Bytes::new(), 5);
         pieces.push(piece.clone(), 0);
         pieces.push(Bytes::new(), 0);
-        assert!(pieces.is_one());
         assert_eq!(pieces.whole().as_ptr(), piece.as_ptr());
     }
 

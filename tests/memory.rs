@@ -4,7 +4,9 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio_rustls::client::TlsStream;
 
+use crate::support::frames::{DATA, END_HEADERS, END_STREAM, Frames, HEADERS, PING, call, frame};
 use crate::support::pki::Wanted;
+use crate::support::upstream::SUCCESS;
 use crate::support::{Client, Gateway, Pki, Setup, Upstream};
 
 const ADD: &str = "customerOpenApi/add";
@@ -93,6 +95,73 @@ async fn large_bodies_that_are_begun_and_not_ended_leave_room_for_others() {
     let answer = told(first).await;
     assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
     assert_eq!(orders.call(ADD, body(600_000)).await.status, 200);
+}
+
+#[tokio::test]
+async fn a_body_that_is_begun_takes_room_from_its_first_piece_on() {
+    let pki = Pki::new();
+    let upstream = Upstream::start(&pki).await;
+    let mut setup = Setup::new(&pki, Some(upstream.address));
+    setup
+        .listener
+        .push_str("body_bytes_max = 20000\nbodies_bytes_max = 40000\n");
+    let gateway = setup.start().await;
+    let mut frames = Frames::open(&gateway.http2_client(&pki)).await;
+    for stream in [1, 3] {
+        let head = frame(HEADERS, END_HEADERS, stream, &call(ADD, &[]));
+        let piece = frame(DATA, 0, stream, &body(15_000).as_bytes()[..14_000]);
+        frames.write_all(&[head, piece].concat()).await.unwrap();
+    }
+    let refused = frames.frame(HEADERS).await;
+    assert_eq!((refused.stream, refused.status()), (3, 429));
+    // What comes in one piece passes, and the one that waited is none the worse for it.
+    frames.ask(5, ADD, &body(10_000)).await;
+    assert_eq!(frames.answer(5).await, SUCCESS);
+    let rest = body(15_000).split_off(14_000);
+    frames
+        .write(DATA, END_STREAM, 1, rest.as_bytes())
+        .await
+        .unwrap();
+    assert_eq!(frames.answer(1).await, SUCCESS);
+    // The room is free again.
+    frames.ask(7, ADD, &body(15_000)).await;
+    assert_eq!(frames.answer(7).await, SUCCESS);
+}
+
+/// A byte on the wire can be a field here, of a hundred bytes and more.
+#[tokio::test]
+async fn of_a_refused_request_whose_body_does_not_come_no_fields_are_kept() {
+    const CONNECTIONS: usize = 10;
+    const FIELDS: usize = 900;
+    let pki = Pki::new();
+    let upstream = Upstream::start(&pki).await;
+    let mut setup = Setup::new(&pki, Some(upstream.address));
+    setup.connections_of_one(2 * CONNECTIONS);
+    let gateway = setup.start().await;
+    // RFC 7541, appendix A: number 60 is an empty `via`.
+    let fields = [call(ADD, &[]), vec![0x80 | 60; FIELDS]].concat();
+    let heads: Vec<_> = (0..100)
+        .flat_map(|nth| frame(HEADERS, END_HEADERS, 2 * nth + 1, &fields))
+        .collect();
+    let mut all = Vec::new();
+    for _ in 0..CONNECTIONS {
+        all.push(Frames::open(&gateway.http2_client(&pki)).await);
+    }
+    let before = resident(&gateway);
+    for bad in &mut all {
+        bad.write_all(&heads).await.unwrap();
+        bad.write(PING, 0, 0, &[0; 8]).await.unwrap();
+        bad.frame(PING).await;
+    }
+    for bad in &mut all {
+        assert_eq!(bad.frame(HEADERS).await.status(), 431);
+        for _ in 1..100 {
+            bad.frame(HEADERS).await;
+        }
+    }
+    let grown = resident(&gateway) - before;
+    assert!(grown < 30_000, "{grown} kB");
+    assert!(upstream.seen().is_empty());
 }
 
 /// Kilobytes.

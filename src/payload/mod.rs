@@ -4,6 +4,8 @@ mod key;
 pub mod room;
 pub mod scan;
 
+use std::future::ready;
+
 use bytes::Bytes;
 use bytes::BytesMut;
 use http::HeaderMap;
@@ -173,23 +175,36 @@ where
     B: Body<Data = Bytes> + Unpin,
 {
     let mut pieces = Pieces::default();
-    while let Some(frame) = body.frame().await {
+    // Of the first piece, until it's known whether the rest has to be waited for.
+    let mut uncounted = 0;
+    loop {
+        let counts = uncounted > 0 && !body.is_end_stream();
+        let frame = tokio::select! {
+            biased;
+            frame = body.frame() => frame,
+            () = ready(()), if counts => {
+                held.grow(std::mem::take(&mut uncounted), sizes.bodies_bytes_max)?;
+                continue;
+            }
+        };
+        let Some(frame) = frame else { break };
         // Trailers mean nothing to us.
         let Ok(piece) = frame.map_err(|_| Error::Broken)?.into_data() else {
             continue;
         };
-        let before = pieces.length();
-        if piece.len() > sizes.body_bytes_max - before {
+        if piece.len() > sizes.body_bytes_max - pieces.length() {
             return Err(Error::TooLarge(sizes.body_bytes_max));
         }
-        if before > 0 && !piece.is_empty() {
-            let waiting = if pieces.is_one() { before } else { 0 };
-            held.grow(waiting + piece.len(), sizes.bodies_bytes_max)?;
+        if pieces.length() == 0 {
+            uncounted = piece.len();
+        } else {
+            let more = piece.len() + std::mem::take(&mut uncounted);
+            held.grow(more, sizes.bodies_bytes_max)?;
         }
         let rest = usize::try_from(body.size_hint().lower()).unwrap_or(usize::MAX);
         pieces.push(piece, rest.min(sizes.body_bytes_max));
     }
-    let held = (!pieces.is_one()).then_some(held);
+    let held = (uncounted < pieces.length()).then_some(held);
     let bytes = pieces.whole();
     Ok(Whole { bytes, held })
 }

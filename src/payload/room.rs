@@ -1,5 +1,6 @@
 //! How much memory all bodies together may take, so that callers who send large ones at the same time are refused in time, and not
-//! the process by the kernel. Small bodies, which come in one piece and don't wait for their rest, aren't counted.
+//! the process by the kernel. Small bodies, which come in one piece and don't wait for their rest, aren't counted; what has come of one that
+//! waits is.
 
 use std::collections::HashMap;
 use std::fmt;

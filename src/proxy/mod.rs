@@ -206,22 +206,28 @@ impl Line {
             .proxy
             .admit(&peer.presented, &head, &mut body, &mut exchange)
             .await;
-        let (exchange, verdict) = match admitted {
-            Ok(Admitted {
-                grant,
-                payload,
-                patience,
-            }) => match self.forward(grant, payload, exchange, patience).await {
-                Ok(ended) => ended,
-                Err(Unheard::GaveUp(receipt)) => return respond::gave_up(&receipt),
-                Err(Unheard::Failed(receipt)) => return respond::internal(&receipt),
-            },
+        let Admitted {
+            grant,
+            payload,
+            patience,
+        } = match admitted {
+            Ok(admitted) => admitted,
             Err(error) => {
-                if !error.ends_body() {
-                    self.proxy.discard(&head.headers, body).await;
+                // Who waits for our leave before sending isn't sending: to read would be to give leave.
+                let waits = head.headers.contains_key(header::EXPECT);
+                // A field can be one byte on the wire and a hundred here: that isn't kept while the body is waited for.
+                drop(head);
+                if !error.ends_body() && !waits {
+                    self.proxy.discard(body).await;
                 }
-                (exchange, Err(error))
+                return respond::refusal(&error, exchange);
             }
+        };
+        let forwarded = self.forward(grant, payload, exchange, patience).await;
+        let (exchange, verdict) = match forwarded {
+            Ok(ended) => ended,
+            Err(Unheard::GaveUp(receipt)) => return respond::gave_up(&receipt),
+            Err(Unheard::Failed(receipt)) => return respond::internal(&receipt),
         };
         match verdict {
             Ok(reply) => respond::reply(&head.headers, &reply, exchange),
@@ -315,9 +321,8 @@ impl Proxy {
         })
     }
 
-    async fn discard<B: Body<Data = Bytes> + Unpin>(&self, headers: &HeaderMap, body: B) {
-        // Who waits for our leave before sending isn't sending: to read would be to give leave.
-        if !body.is_end_stream() && !headers.contains_key(header::EXPECT) {
+    async fn discard<B: Body<Data = Bytes> + Unpin>(&self, body: B) {
+        if !body.is_end_stream() {
             payload::discard(body, DISCARD_BYTES_MAX, self.clock.now() + DISCARD_TIMEOUT).await;
         }
     }
