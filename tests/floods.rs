@@ -829,6 +829,26 @@ async fn whoever_takes_no_byte_of_its_answers_is_ended_in_time() {
     scene.ends_well().await;
 }
 
+/// Something else is always under way, which isn't cut off for that: no more is taken beside it.
+#[tokio::test]
+async fn whoever_leaves_an_answer_lying_and_asks_on_is_asked_to_go() {
+    let scene = Scene::new("write_timeout = \"1s\"\n").await;
+    let clock = "kybio_gateway_downstream_timeouts_total{clock=\"write\"}";
+    let mut bad = scene.connect().await;
+    let none = frame(SETTINGS, 0, 0, &setting(INITIAL_WINDOW_SIZE, 0));
+    bad.write_all(&none).await.unwrap();
+    bad.ask(1, ASKED, &wants(64 * 1024)).await;
+    bad.frame(HEADERS).await;
+    bad.write_all(&whole(3)).await.unwrap();
+    bad.frame(GOAWAY).await;
+    scene.open.send_replace(true);
+    bad.write(WINDOW_UPDATE, 0, 3, &word(65_535)).await.unwrap();
+    assert_eq!(bad.answer(3).await, SUCCESS);
+    while bad.next().await.is_some() {}
+    assert_eq!(scene.gateway.metric(clock).await, 1.0);
+    scene.ends_well().await;
+}
+
 #[tokio::test]
 async fn whoever_takes_its_answer_byte_by_byte_is_ended_in_time() {
     let scene = Scene::new("write_timeout = \"1s\"\n").await;

@@ -295,6 +295,7 @@ impl Listener {
         let leave = async {
             tokio::select! {
                 () = self.outlived(&served) => {}
+                () = served.activity.stuck_for(served.settings.write_timeout) => self.report.timed_out("write"),
                 () = draining => {}
             }
         };

@@ -75,6 +75,10 @@ struct State {
     amid_since: Option<Instant>,
     /// When each answer that's on its way last moved on. There are at most as many as HTTP/2 streams.
     answers: Vec<(u64, Instant)>,
+    /// When one of them did so last, or was handed on whole.
+    moved: Instant,
+    /// It was told already that one of them isn't taken.
+    stuck: bool,
     next: u64,
 }
 
@@ -95,6 +99,8 @@ impl Activity {
             head_since: None,
             amid_since: None,
             answers: Vec::new(),
+            moved: now,
+            stuck: false,
             next: 0,
         });
         let begun = Notify::new();
@@ -148,6 +154,21 @@ impl Activity {
         }
     }
 
+    /// Waits until an answer hasn't moved on for so long, whatever else is under way. Whoever waits tells it.
+    pub(super) async fn stuck_for(&self, time: Duration) {
+        loop {
+            let slowest = self.state().answers.iter().map(|(_, moved)| *moved).min();
+            match slowest {
+                Some(moved) if moved.elapsed() >= time => {
+                    self.state().stuck = true;
+                    return;
+                }
+                Some(moved) => sleep_until(moved + time).await,
+                None => sleep(time).await,
+            }
+        }
+    }
+
     fn bytes_came(&self, clock: &Clock) {
         let mut state = self.state();
         if state.requests == 0 && state.head_since.is_none() {
@@ -155,22 +176,18 @@ impl Activity {
         }
     }
 
-    fn is_amid(&self, since: Option<Instant>) {
+    fn amid(&self, since: Option<Instant>) {
         self.state().amid_since = since;
     }
 
     /// When the caller must have done more, and by which clock.
     fn deadline(&self, limits: &Limits) -> Option<(Instant, &'static str)> {
         let state = self.state();
-        // Only where nothing else is under way: one answer that isn't taken is no reason to keep the word on a write from its caller.
+        // Only where nothing else is under way, and by the answer that moved on last: one that isn't taken is no reason to keep the word on
+        // a write from its caller. It's one to take no more requests (`stuck_for`), or there would always be something else.
         let all_answered = state.answers.len() == state.requests;
-        let slowest = state
-            .answers
-            .iter()
-            .map(|(_, moved)| *moved)
-            .min()
-            .filter(|_| all_answered);
-        match (slowest, state.requests, state.begun_since()) {
+        let latest = (all_answered && state.requests > 0).then_some(state.moved);
+        match (latest, state.requests, state.begun_since()) {
             (Some(moved), _, _) => Some((moved + limits.write, "write")),
             (None, 0, Some(since)) => Some((since + limits.head, "head")),
             (None, 0, None) => Some((state.idle_since + limits.idle, "idle")),
@@ -197,6 +214,7 @@ impl Request {
     pub(super) fn moved(&self) {
         let now = self.clock.now();
         let mut state = self.activity.state();
+        state.moved = now;
         match state
             .answers
             .iter_mut()
@@ -211,10 +229,12 @@ impl Request {
 impl Drop for Request {
     fn drop(&mut self) {
         let mut state = self.activity.state();
+        let now = self.clock.now();
         state.answers.retain(|(number, _)| *number != self.number);
+        state.moved = now;
         state.requests -= 1;
         if state.requests == 0 {
-            state.idle_since = self.clock.now();
+            state.idle_since = now;
         }
     }
 }
@@ -312,7 +332,9 @@ impl<S> Guard<S> {
     }
 
     fn timed_out(&self, clock: &'static str) -> io::Error {
-        self.report.timed_out(clock);
+        if !self.activity.state().stuck {
+            self.report.timed_out(clock);
+        }
         io::Error::new(io::ErrorKind::TimedOut, clock)
     }
 
@@ -326,7 +348,7 @@ impl<S> Guard<S> {
             self.report.flood(&self.peer, flood);
             return Err(io::Error::other("an HTTP/2 flood"));
         }
-        self.activity.is_amid(meter.amid_since());
+        self.activity.amid(meter.amid_since());
         Ok(())
     }
 
