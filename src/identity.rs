@@ -155,12 +155,16 @@ pub enum Unknown {
     Loopback,
 }
 
+/// Identities that are told. A certificate can have thousands, and whoever shows it is told so with each of its requests.
+const LISTED_MAX: usize = 20;
+
 fn list(identities: &[Identity]) -> String {
-    identities
-        .iter()
-        .map(ToString::to_string)
-        .collect::<Vec<_>>()
-        .join(", ")
+    let told = identities.iter().take(LISTED_MAX);
+    let mut text = told.map(ToString::to_string).collect::<Vec<_>>().join(", ");
+    if let Some(rest @ 1..) = identities.len().checked_sub(LISTED_MAX) {
+        text.push_str(&format!(" and {rest} more"));
+    }
+    text
 }
 
 /// What a certificate says of its holder.
@@ -350,6 +354,17 @@ mod tests {
             identify(&[], &["xorders.internal"]),
             Err(Unknown::NotConfigured(_))
         ));
+    }
+
+    #[test]
+    fn of_many_names_the_first_are_told_and_how_many_more() {
+        let names: Vec<_> = (0..22).map(|number| format!("x{number}")).collect();
+        let told = |count: usize| {
+            let names: Vec<_> = names[..count].iter().map(String::as_str).collect();
+            identify(&[], &names).expect_err("nobody").to_string()
+        };
+        assert!(told(20).ends_with("dns:x18, dns:x19"), "{}", told(20));
+        assert!(told(22).ends_with("dns:x19 and 2 more"), "{}", told(22));
     }
 
     #[test]

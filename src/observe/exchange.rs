@@ -326,7 +326,7 @@ const QUEUED_MIN: Duration = Duration::from_millis(1);
 /// The longest target that is logged, in characters.
 const TARGET_LENGTH_MAX: usize = 120;
 
-/// The longest cause. That of an unknown caller has all names of its certificate in it, which can be hundreds.
+/// The longest cause. That of an unknown caller has names of its certificate in it, which can be long.
 const CAUSE_LENGTH_MAX: usize = 1_000;
 
 fn milliseconds(duration: Duration) -> f64 {
