@@ -141,6 +141,21 @@ fn authorities_and_lists_that_let_nobody_in_are_told() {
     }
 }
 
+#[test]
+fn limits_that_keep_nobody_out_are_told() {
+    let pki = Pki::new();
+    let mut setup = Setup::new(&pki, None);
+    setup
+        .listener
+        .push_str("connections_per_address_max = 2001\nconnections_per_caller_max = 2000\n");
+    let output = check(&setup, &[]);
+    let told = tools::stderr(&output);
+    assert_eq!(output.status.code(), Some(78), "{told}");
+    let remark = "listener.connections_per_address_max: more than connections_max, which is 2000: it keeps nobody out";
+    assert!(told.contains(remark), "{told}");
+    assert!(!told.contains("per_caller"), "{told}");
+}
+
 #[tokio::test]
 async fn on_request_each_upstream_is_connected_to_and_no_call_is_made() {
     let (pki, other) = (Pki::new(), Pki::new());

@@ -126,6 +126,18 @@ impl Builder<'_> {
         };
         let per_address = share("connections_per_address_max");
         let per_caller = share("connections_per_caller_max");
+        for (name, share) in [
+            ("connections_per_address_max", per_address),
+            ("connections_per_caller_max", per_caller),
+        ] {
+            if share.is_some_and(|share| share > connections_max) {
+                let remark = format!(
+                    "more than connections_max, which is {connections_max}: it keeps nobody out"
+                );
+                let notice = checked.fault(&["listener", name], At::Value, remark, None);
+                self.notices.push(notice);
+            }
+        }
         if per_address.is_some() && known_by == Some(KnownBy::Users) {
             self.fault_with_hint(
                 &["listener", "connections_per_address_max"],
