@@ -242,11 +242,11 @@ fn bad_leaves(pki: &Pki) -> Vec<Row> {
             chain.extend((0..6).map(|_| pki_der(&nowhere.forged())));
         }),
         row(
-            "of more than 16 KiB",
+            "of more than 32 KiB",
             &with(|params| {
                 let filling = CustomExtension::from_oid_content(
                     &[1, 3, 6, 1, 4, 1, 99_999, 2],
-                    vec![0; 16 * 1024],
+                    vec![0; 32 * 1024],
                 );
                 params.custom_extensions = vec![filling];
             }),

@@ -146,7 +146,7 @@ impl Terms {
 const INTERMEDIATES_MAX: usize = 5;
 
 /// All certificates of one caller together, in bytes. They're kept for as long as its connection is open.
-const CHAIN_BYTES_MAX: usize = 16 * 1024;
+const CHAIN_BYTES_MAX: usize = 32 * 1024;
 
 /// More certificates than are looked at. Its name is told as the cause.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
