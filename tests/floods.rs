@@ -744,6 +744,24 @@ async fn heads_that_unpack_to_many_times_their_size_are_refused() {
     Scene::new("").await.withstands(rows).await;
 }
 
+/// A service that ends does so with all its calls, perhaps before the first is looked at.
+#[tokio::test]
+async fn whoever_takes_back_a_hundred_calls_at_once_goes_on() {
+    let scene = Scene::new("").await;
+    scene.open.send_replace(true);
+    let mut client = scene.connect().await;
+    let reset = |stream| frame(RST_STREAM, 0, stream, &word(CANCEL));
+    let streams: Vec<_> = (0..100).map(|nth| 2 * nth + 1).collect();
+    let asked = streams.iter().flat_map(|stream| whole(*stream));
+    let taken_back = streams.iter().flat_map(|stream| reset(*stream));
+    let all: Vec<_> = asked.chain(taken_back).collect();
+    client.write_all(&all).await.unwrap();
+    client.ask(201, ASKED, "{}").await;
+    assert_eq!(client.answer(201).await, SUCCESS);
+    drop(client);
+    scene.ends_well().await;
+}
+
 /// As above, but never more at once than is let through: only what it costs others bounds it.
 #[tokio::test]
 async fn requests_that_are_reset_one_by_one_cost_nobody_else_anything() {

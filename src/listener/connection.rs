@@ -54,8 +54,9 @@ use crate::listener::standing::Standing;
 use crate::observe::remote::Remote;
 use crate::stop::Stop;
 
-/// HTTP/2 streams that a caller has reset while we hadn't begun with them; more end the connection (CVE-2023-44487).
-const PENDING_RESETS_MAX: usize = 20;
+/// HTTP/2 streams that a caller has reset while we hadn't begun with them; more end the connection (CVE-2023-44487). Whoever takes back all
+/// that it has just asked is within its right; for how often, it has the budget of its [frames](super::frames).
+const PENDING_RESETS_MAX: usize = STREAMS_MAX as usize;
 
 /// HTTP/2 streams of one connection that were reset because of the caller's faults; more end it (CVE-2025-8671). Those beyond [`STREAMS_MAX`]
 /// count too, and a client that doesn't know that limit yet may be far beyond it.
