@@ -744,6 +744,26 @@ async fn heads_that_unpack_to_many_times_their_size_are_refused() {
     Scene::new("").await.withstands(rows).await;
 }
 
+/// The library that reads frames has a line of its own for each answer to a ping that nobody sent.
+#[tokio::test]
+async fn no_frame_has_a_line_of_its_own() {
+    let scene = Scene::new("").await;
+    scene.open.send_replace(true);
+    let mark = scene.gateway.mark();
+    let mut bad = scene.connect().await;
+    let pongs = many(900, |_| frame(PING, ACK, 0, &[1; 8]));
+    bad.write_all(&pongs).await.unwrap();
+    bad.ask(1, ASKED, "{}").await;
+    assert_eq!(bad.answer(1).await, SUCCESS);
+    let asked = |event: &Value| event["caller"] == "orders";
+    scene.gateway.event_since(mark, asked).await;
+    let lines = scene.gateway.printed()[mark..].to_vec();
+    let strange = |line: &&String| !line.contains("\"target\":\"kybio_gateway");
+    assert_eq!(lines.iter().find(strange), None);
+    drop(bad);
+    scene.ends_well().await;
+}
+
 /// A service that ends does so with all its calls, perhaps before the first is looked at.
 #[tokio::test]
 async fn whoever_takes_back_a_hundred_calls_at_once_goes_on() {

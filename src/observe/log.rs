@@ -9,6 +9,7 @@ use tracing::Subscriber;
 use tracing_appender::non_blocking::NonBlockingBuilder;
 use tracing_appender::non_blocking::WorkerGuard;
 use tracing_subscriber::filter::LevelFilter;
+use tracing_subscriber::filter::Targets;
 use tracing_subscriber::fmt;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::reload;
@@ -127,14 +128,20 @@ impl Control {
     }
 }
 
-fn filter(level: Level) -> LevelFilter {
-    match level {
+fn filter(level: Level) -> Targets {
+    let own = match level {
         Level::Error => LevelFilter::ERROR,
         Level::Warn => LevelFilter::WARN,
         Level::Info => LevelFilter::INFO,
         Level::Debug => LevelFilter::DEBUG,
         Level::Trace => LevelFilter::TRACE,
-    }
+    };
+    // It warns of single frames, as fast as a caller sends them. What matters of them is told by the listener, at a rate.
+    let http2 = match level {
+        Level::Error | Level::Warn | Level::Info => LevelFilter::ERROR,
+        Level::Debug | Level::Trace => own,
+    };
+    Targets::new().with_default(own).with_target("h2", http2)
 }
 
 /// The subscriber that writes to standard error through a thread of its own. The caller makes it the default one, and keeps the writer
