@@ -622,3 +622,56 @@ async fn silent_connections_to_the_admin_listener_keep_nobody_out() {
         .count();
     assert!(open < 64 + 40, "{open}");
 }
+
+/// Anybody with a certificate of the right CA can ask for as many as they like.
+#[tokio::test]
+async fn requests_of_nobody_have_lines_at_a_rate_and_are_counted() {
+    const ROUND: usize = 1_000;
+    let pki = Pki::new();
+    let upstream = Upstream::start(&pki).await;
+    let gateway = Setup::new(&pki, Some(upstream.address)).start().await;
+    let stranger = gateway.client_with(&pki, &pki.caller("spiffe://shop.example/stranger"));
+    let ask = async |count: usize| {
+        let one = "POST /openapi/v1/customerOpenApi/add HTTP/1.1\r\nhost: gateway.test\r\ncontent-length: 0\r\n";
+        let all = format!("{one}\r\n").repeat(count - 1) + one + "connection: close\r\n\r\n";
+        let stream = stranger.stream().await.unwrap();
+        let (mut from, mut to) = tokio::io::split(stream);
+        let mut answers = Vec::new();
+        let (written, read) =
+            tokio::join!(to.write_all(all.as_bytes()), from.read_to_end(&mut answers));
+        written.unwrap();
+        read.unwrap();
+    };
+    let mark = gateway.mark();
+    ask(ROUND).await;
+    let mut asked = ROUND;
+    // From time to time there's one more, and it says how many have none.
+    let of_nobody = |line: &String| line.contains("\"refusal\":\"unknown-caller\"");
+    let last = loop {
+        ask(1).await;
+        asked += 1;
+        let lines = gateway.printed()[mark..].to_vec();
+        if let Some(last) = lines
+            .iter()
+            .rev()
+            .find(|line| line.contains("\"unlogged\""))
+        {
+            let until = lines.iter().position(|line| line == last).unwrap();
+            let written = lines[..=until]
+                .iter()
+                .filter(|line| of_nobody(line))
+                .count();
+            break (serde_json::from_str::<Value>(last).unwrap(), written);
+        }
+    };
+    assert!((200..ROUND).contains(&last.1), "{}", last.1);
+    let unlogged = last.0["unlogged"].as_u64().unwrap() as usize;
+    assert!(unlogged + last.1 <= asked, "{unlogged} of {asked}");
+    let counted = "kybio_gateway_refusals_total{code=\"unknown-caller\"}";
+    assert_eq!(gateway.metric(counted).await, asked as f64);
+    // Callers have all of theirs.
+    let answer = gateway.client(&pki).call("customerOpenApi/add", "{}").await;
+    gateway
+        .request_event(answer.header("kybio-gateway-request-id"))
+        .await;
+}

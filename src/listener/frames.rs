@@ -3,8 +3,8 @@
 
 use tokio::time::Instant;
 
-use crate::listener::bucket::Bucket;
-use crate::listener::bucket::Rate;
+use crate::observe::bucket::Bucket;
+use crate::observe::bucket::Rate;
 
 /// The frame types of RFC 9113, section 6.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

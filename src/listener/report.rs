@@ -2,29 +2,18 @@
 //! can reach the port can make these lines, so each kind has a rate.
 
 use std::sync::Arc;
-use std::sync::Mutex;
-use std::sync::PoisonError;
-
-use tokio::time::Instant;
 
 use crate::clock::Clock;
 use crate::identity::Caller;
 use crate::listener::Peer;
-use crate::listener::bucket::Bucket;
-use crate::listener::bucket::Rate;
 use crate::listener::frames::Flood;
 use crate::listener::frames::Refusal;
 use crate::listener::tls::BEARER_TEXT_MAX;
 use crate::listener::tls::Bearer;
 use crate::observe::log::harmless;
 use crate::observe::metrics::Metrics;
+use crate::observe::ration::Ration;
 use crate::observe::remote::Remote;
-
-/// Lines of each kind.
-const LINES: Rate = Rate {
-    burst: 200,
-    per_second: 50,
-};
 
 /// The longest cause, in characters: the library's words for a refusal repeat what is in the certificate, which can be 64 KiB of usages.
 const CAUSE_LENGTH_MAX: usize = 256;
@@ -207,58 +196,4 @@ impl Report {
 /// Who it is, by what was verified.
 fn names(peer: &Peer) -> String {
     harmless(&peer.presented.to_string(), BEARER_TEXT_MAX)
-}
-
-/// Lines of one kind.
-#[derive(Debug)]
-struct Ration(Mutex<Lines>);
-
-#[derive(Debug)]
-struct Lines {
-    bucket: Bucket,
-    unlogged: u64,
-}
-
-impl Ration {
-    fn new(now: Instant) -> Self {
-        Self(Mutex::new(Lines {
-            bucket: Bucket::new(LINES, now),
-            unlogged: 0,
-        }))
-    }
-
-    /// Whether a line may be written now; then with how many weren't since the one before, if any.
-    fn line(&self, now: Instant) -> Option<Option<u64>> {
-        let mut lines = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if lines.bucket.take(1, now) {
-            let unlogged = std::mem::take(&mut lines.unlogged);
-            Some((unlogged > 0).then_some(unlogged))
-        } else {
-            lines.unlogged += 1;
-            None
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::LINES;
-    use super::Ration;
-    use std::time::Duration;
-    use tokio::time::Instant;
-
-    #[test]
-    fn what_is_not_logged_is_told_with_the_next_line() {
-        let now = Instant::now();
-        let ration = Ration::new(now);
-        for _ in 0..LINES.burst {
-            assert_eq!(ration.line(now), Some(None));
-        }
-        for _ in 0..3 {
-            assert_eq!(ration.line(now), None);
-        }
-        let later = now + Duration::from_secs(1);
-        assert_eq!(ration.line(later), Some(Some(3)));
-        assert_eq!(ration.line(later), Some(None));
-    }
 }

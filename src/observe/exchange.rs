@@ -73,6 +73,10 @@ pub struct Exchange {
     pub waited: Duration,
     /// The answer was handed to the caller's connection.
     pub told: bool,
+    /// It has a line. That of nobody we know may have none.
+    pub is_logged: bool,
+    /// Such requests before it that have none.
+    pub unlogged: Option<u64>,
 }
 
 /// One attempt at the upstream.
@@ -108,7 +112,7 @@ pub struct Answer {
     pub class: Option<&'static str>,
 }
 
-/// One line for each request; what isn't known is left out. What came from outside is written as text, with its odd characters escaped.
+/// One line for each request, but for many of nobody's; what isn't known is left out. What came from outside is written as text, with its odd characters escaped.
 macro_rules! line {
     ($level:expr, $exchange:expr, $duration:expr) => {
         tracing::event!(
@@ -142,6 +146,7 @@ macro_rules! line {
             caller_gone = (!$exchange.told && !$exchange.was_cut() && !$exchange.gave_up()).then_some(true),
             caller_gave_up = $exchange.gave_up().then_some(true),
             cut = $exchange.was_cut().then_some(true),
+            unlogged = $exchange.unlogged,
             "request"
         )
     };
@@ -185,6 +190,8 @@ impl Exchange {
             reply_bytes: 0,
             waited: Duration::ZERO,
             told: false,
+            is_logged: true,
+            unlogged: None,
         }
     }
 
@@ -272,6 +279,9 @@ impl Exchange {
     }
 
     fn log(&self, duration: Duration) {
+        if !self.is_logged {
+            return;
+        }
         // A write that may or may not have had effect is somebody's work; all else is told in the answer.
         if self.outcome == Outcome::Unknown && !self.is_read() {
             line!(Level::WARN, self, duration);

@@ -1,6 +1,8 @@
 //! What the dashboards and the log see: one record for each exchange, and the families it's counted in.
 
+pub mod bucket;
 pub mod exchange;
 pub mod log;
 pub mod metrics;
+pub mod ration;
 pub mod remote;

@@ -31,6 +31,7 @@ use crate::listener::Peer;
 use crate::name::UpstreamName;
 use crate::observe::exchange::Exchange;
 use crate::observe::metrics::Metrics;
+use crate::observe::ration::Ration;
 use crate::payload;
 use crate::payload::Payload;
 use crate::payload::Sizes;
@@ -79,6 +80,8 @@ pub struct Proxy {
     pub slots: Slots,
     /// How much memory bodies take.
     pub bodies: Room,
+    /// Lines for requests of whoever is no caller: anybody with a certificate of the right CA can send as many as they like.
+    pub strangers: Arc<Ration>,
     /// Accounts whose calls for the day are used up.
     pub latches: Arc<Latches>,
     /// What KYBIO's error answers mean.
@@ -256,7 +259,12 @@ impl Proxy {
     where
         B: Body<Data = Bytes, Error: Into<Box<dyn std::error::Error + Send + Sync>>> + Unpin,
     {
-        let caller = self.callers.identify(presented)?;
+        let caller = self.callers.identify(presented).inspect_err(|_| {
+            match self.strangers.line(self.clock.now()) {
+                Some(unlogged) => exchange.unlogged = unlogged,
+                None => exchange.is_logged = false,
+            }
+        })?;
         exchange.caller = Some(caller.name().clone());
 
         let Parts {

@@ -35,6 +35,7 @@ use crate::listener::Listener;
 use crate::name::AccountName;
 use crate::observe::log;
 use crate::observe::metrics::Metrics;
+use crate::observe::ration::Ration;
 use crate::payload::room::Room;
 use crate::policy::Policy;
 use crate::proxy::Proxy;
@@ -150,6 +151,10 @@ pub(super) fn proxy(
         policy: Policy::new(&config.catalogue, &config.accounts, &config.callers),
         slots: before.map_or_else(Slots::default, |before| before.slots.clone()),
         bodies: before.map_or_else(Room::default, |before| before.bodies.clone()),
+        strangers: before.map_or_else(
+            || Arc::new(Ration::new(clock.now())),
+            |before| Arc::clone(&before.strangers),
+        ),
         latches: before.map_or_else(
             || Arc::new(Latches::new(metrics)),
             |before| Arc::clone(&before.latches),

@@ -6,7 +6,7 @@ use tokio::time::Instant;
 
 /// A token bucket, in thousandths of a token so that a short time fills it too.
 #[derive(Debug)]
-pub(super) struct Bucket {
+pub struct Bucket {
     rate: Rate,
     filled: u64,
     since: Instant,
@@ -14,18 +14,18 @@ pub(super) struct Bucket {
 
 /// How large a bucket is, and how fast it fills.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Rate {
+pub struct Rate {
     /// At once, and never more.
-    pub(super) burst: u32,
+    pub burst: u32,
     /// Each second.
-    pub(super) per_second: u32,
+    pub per_second: u32,
 }
 
 const THOUSAND: u64 = 1_000;
 
 impl Bucket {
     /// A full one.
-    pub(super) fn new(rate: Rate, now: Instant) -> Self {
+    pub fn new(rate: Rate, now: Instant) -> Self {
         Self {
             rate,
             filled: u64::from(rate.burst) * THOUSAND,
@@ -34,7 +34,7 @@ impl Bucket {
     }
 
     /// Takes so many at `now`; `false` if there are fewer, and then none is taken.
-    pub(super) fn take(&mut self, count: u32, now: Instant) -> bool {
+    pub fn take(&mut self, count: u32, now: Instant) -> bool {
         let elapsed = now.saturating_duration_since(self.since);
         let earned = elapsed.as_millis() * u128::from(self.rate.per_second);
         if earned > 0 {
@@ -49,7 +49,7 @@ impl Bucket {
     }
 
     /// Puts so many in.
-    pub(super) fn earn(&mut self, count: u32) {
+    pub fn earn(&mut self, count: u32) {
         self.fill(u64::from(count) * THOUSAND);
     }
 
