@@ -890,7 +890,9 @@ async fn a_write_that_nobody_waits_for_is_not_sent_once_there_is_a_connection() 
         .await;
     assert_eq!(event["outcome"], "not-sent", "{event}");
     assert!(upstream.seen().is_empty());
-    // The connection is there for the next call.
+    // The connection is there for the next call, unless a session ticket of its host's comes in this very moment: then it looks busy, and
+    // another one is opened.
+    gate.add_permits(1);
     assert_eq!(
         client
             .call("orderOpenApi/addOnLineOrder", "{}")
@@ -898,7 +900,8 @@ async fn a_write_that_nobody_waits_for_is_not_sent_once_there_is_a_connection() 
             .status,
         200
     );
-    assert_eq!(upstream.connections(), 1);
+    assert!((1..=2).contains(&upstream.connections()));
+    assert_eq!(upstream.seen().len(), 1);
     relay.abort();
 }
 
