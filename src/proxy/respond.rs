@@ -516,6 +516,9 @@ fn upstream(error: &upstream::Error) -> Told {
             told(StatusCode::BAD_GATEWAY, "upstream-unreachable")
                 .hint("try again later; the gateway's log has the cause under this request id")
         }
+        upstream::Error::Exhausted(_) => told(StatusCode::SERVICE_UNAVAILABLE, "gateway-busy")
+            .hint("try again soon; the operator raises the gateway's limit on descriptors (LimitNOFILE=), or lowers connections_max")
+            .after(RETRY_SOON),
         upstream::Error::ConnectTimeout => {
             told(StatusCode::GATEWAY_TIMEOUT, "upstream-connect-timeout")
         }

@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use rustix::io::Errno;
 use rustls::ClientConfig;
 use rustls::client::Resumption;
 use rustls::crypto::aws_lc_rs;
@@ -89,9 +90,16 @@ pub(super) async fn connect(
 async fn try_address(upstream: &Upstream, address: SocketAddr) -> Result<(Wire, Socket), Error> {
     let with_address =
         |cause: io::Error| io::Error::new(cause.kind(), format!("{address}: {cause}"));
-    let stream = TcpStream::connect(address)
-        .await
-        .map_err(|cause| Error::Connect(with_address(cause)))?;
+    let stream =
+        TcpStream::connect(address)
+            .await
+            .map_err(|cause| match Errno::from_io_error(&cause) {
+                // They say nothing of the host.
+                Some(Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM) => {
+                    Error::Exhausted(with_address(cause))
+                }
+                _ => Error::Connect(with_address(cause)),
+            })?;
     secure(upstream, stream)
         .await
         .map_err(|cause| Error::Tls(with_address(cause)))

@@ -263,6 +263,9 @@ pub enum Error {
     /// No address took the connection. Which, and why, is for the log alone.
     #[error("the host can't be reached")]
     Connect(#[source] io::Error),
+    /// The machine that the gateway runs on has nothing left to make a connection of, mostly no descriptor.
+    #[error("the gateway has no means left to make a connection")]
+    Exhausted(#[source] io::Error),
     /// The TLS handshake failed: mostly a certificate that isn't trusted.
     #[error("the TLS handshake failed")]
     Tls(#[source] io::Error),
@@ -308,6 +311,7 @@ impl Error {
         match self {
             Self::Resolve(_)
             | Self::Connect(_)
+            | Self::Exhausted(_)
             | Self::Tls(_)
             | Self::ConnectTimeout
             | Self::Capacity
@@ -335,7 +339,8 @@ impl Error {
             // It did answer.
             Self::TooLarge(_) => Health::Well,
             // Ours, or an idle connection's end.
-            Self::Capacity
+            Self::Exhausted(_)
+            | Self::Capacity
             | Self::Down
             | Self::Late
             | Self::Unwanted
@@ -350,6 +355,7 @@ impl Error {
         match self {
             Self::Resolve(_) => "resolve",
             Self::Connect(_) => "connect",
+            Self::Exhausted(_) => "exhausted",
             Self::Tls(_) => "tls",
             Self::ConnectTimeout => "connect-timeout",
             Self::Capacity => "capacity",
