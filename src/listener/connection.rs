@@ -314,12 +314,14 @@ impl Listener {
 
     /// Waits until the connection is too old, its caller's certificate ends, or the caller isn't welcome any more.
     async fn outlived(&self, served: &Served<'_>) {
-        let left = served.standing.ends.map_or(Duration::MAX, |ends| {
-            ends.saturating_sub(self.clock.since_epoch())
+        let old = served.opened + self.age(served.settings);
+        // Counted from now: were it asked to go a moment too soon, what it asks then would be let in.
+        let ends = served.standing.ends.and_then(|ends| {
+            let left = ends.saturating_sub(self.clock.since_epoch());
+            self.clock.now().checked_add(left)
         });
-        let age = self.age(served.settings).min(left);
         tokio::select! {
-            () = sleep_until(served.opened + age) => {}
+            () = sleep_until(ends.map_or(old, |ends| ends.min(old))) => {}
             () = served.standing.left() => {}
         }
     }
