@@ -1,153 +1,34 @@
 //! The stand-in host misbehaves on demand: each fault as a caller sees it, whether the call took effect, and for which calls it strikes.
 
 use std::collections::BTreeMap;
-use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
-use std::net::{SocketAddr, TcpStream};
-use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::mpsc;
+use std::io::{ErrorKind, Read, Write};
+use std::net::TcpStream;
+use std::process::Command;
 
 use flate2::read::GzDecoder;
 use serde_json::{Value, json};
-use tempfile::TempDir;
 
 use crate::support::gateway::APP_KEY;
+use crate::support::stand_in::StandIn;
+use crate::support::tools;
 use crate::support::tools::PATIENCE;
 use crate::support::upstream::signature;
-use crate::support::{Pki, tools};
 
 const ADD: &str = "customerOpenApi/add";
 const FIND: &str = "customerOpenApi/queryByNumber";
 
-/// The stand-in host as a process of its own.
-struct StandIn {
-    child: Child,
-    folder: TempDir,
-    address: SocketAddr,
-    admin: String,
-    banner: Vec<String>,
-    log: mpsc::Receiver<String>,
+/// An honest call on a connection of its own.
+fn call(stand_in: &StandIn, operation: &str, body: &Value) -> Value {
+    let seen = Caller::to(stand_in).call(operation, body);
+    assert_eq!((seen.status, seen.ended), (200, None));
+    serde_json::from_slice(&seen.body).unwrap()
 }
 
-impl StandIn {
-    fn start() -> Self {
-        Self::start_with(&[])
-    }
-
-    fn over_tls() -> Self {
-        Self::start_with(&["--certificate", "host.pem", "--private-key", "host.key"])
-    }
-
-    fn start_with(more: &[&str]) -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        let pki = Pki::new();
-        let host = pki.server("upstream.test");
-        for (name, text) in [
-            ("main.key", APP_KEY),
-            ("ca.pem", &pki.certificate()),
-            ("host.pem", &host.certificate),
-            ("host.key", &host.key),
-        ] {
-            tools::write(&folder.path().join(name), text, 0o600);
-        }
-        let mut child = tools::binary()
-            .args(["simulate", "--address", "127.0.0.1:0"])
-            .args(["--admin", "127.0.0.1:0", "--quota-per-day", "100000"])
-            .args(["--account", "abcdefghijklmn=main.key"])
-            .args(more)
-            .current_dir(folder.path())
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
-        let banner: Vec<_> = lines.by_ref().take(4).map(Result::unwrap).collect();
-        let address = banner[0].rsplit_once("://").unwrap().1.parse().unwrap();
-        let admin = banner[3].rsplit_once(' ').unwrap().1;
-        let (sender, log) = mpsc::channel();
-        let lines = BufReader::new(child.stderr.take().unwrap()).lines();
-        std::thread::spawn(move || {
-            for line in lines.map_while(Result::ok) {
-                let _ = sender.send(line);
-            }
-        });
-        Self {
-            child,
-            folder,
-            address,
-            admin: admin.trim_end_matches("/faults").to_owned(),
-            banner,
-            log,
-        }
-    }
-
-    /// A control call, made with curl as anyone would.
-    fn control(&self, arguments: &[&str], path: &str) -> (u16, Value) {
-        let mut curl = Command::new("curl");
-        curl.args(["--silent", "--show-error", "--max-time", "20"])
-            .args(["--write-out", "%{http_code}"])
-            .args(arguments)
-            .arg(format!("{}{path}", self.admin));
-        let output = tools::run(&mut curl);
-        let text = tools::stdout(&output);
-        let (json, status) = text
-            .rsplit_once('\n')
-            .unwrap_or_else(|| panic!("{text:?} {}", tools::stderr(&output)));
-        (
-            status.parse().unwrap(),
-            serde_json::from_str(json).unwrap_or_else(|error| panic!("{error}: {json}")),
-        )
-    }
-
-    fn set(&self, fault: &Value) {
-        let (status, json) = self.control(&["--data", &fault.to_string()], "/faults");
-        assert_eq!(status, 200, "{fault}: {json}");
-    }
-
-    /// What is set, and how often anything struck.
-    fn faults(&self) -> (Value, Value) {
-        let (status, json) = self.control(&[], "/faults");
-        assert_eq!(status, 200);
-        (json["faults"].clone(), json["struck"].clone())
-    }
-
-    /// An honest call on a connection of its own.
-    fn call(&self, operation: &str, body: &Value) -> Value {
-        let seen = Caller::to(self).call(operation, body);
-        assert_eq!((seen.status, seen.ended), (200, None));
-        serde_json::from_slice(&seen.body).unwrap()
-    }
-
-    /// Whether there is a member of that number.
-    fn has(&self, number: &str) -> bool {
-        let found = self.call(FIND, &json!({"customerNum": number}));
-        assert_eq!(found["status"], "success", "{found}");
-        !found["data"].is_null()
-    }
-
-    /// Waits for a log line with these words.
-    fn logged(&self, words: &[&str]) {
-        loop {
-            let line = self.log.recv_timeout(PATIENCE).unwrap();
-            if words.iter().all(|word| line.contains(word)) {
-                return;
-            }
-        }
-    }
-
-    fn end(&mut self) -> ExitStatus {
-        let pid = self.child.id().to_string();
-        let killed = tools::run(Command::new("kill").args(["-s", "TERM", &pid]));
-        assert!(killed.status.success());
-        self.child.wait().unwrap()
-    }
-}
-
-impl Drop for StandIn {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
+/// Whether there is a member of that number.
+fn has(stand_in: &StandIn, number: &str) -> bool {
+    let found = call(stand_in, FIND, &json!({"customerNum": number}));
+    assert_eq!(found["status"], "success", "{found}");
+    !found["data"].is_null()
 }
 
 /// A caller with one plain connection.
@@ -258,7 +139,7 @@ fn struck(stand_in: &StandIn, fault: &Value) -> (Seen, bool) {
     let number = fault.to_string();
     let seen = Caller::to(stand_in).call(ADD, &member(&number));
     assert_eq!(stand_in.faults().0, json!([]), "{fault} has struck");
-    (seen, stand_in.has(&number))
+    (seen, has(stand_in, &number))
 }
 
 #[test]
@@ -273,7 +154,7 @@ fn a_reset_before_reading_comes_without_a_body_and_without_effect() {
         (seen.status, seen.ended),
         (0, Some(ErrorKind::ConnectionReset))
     );
-    assert!(!stand_in.has("N-1"));
+    assert!(!has(&stand_in, "N-1"));
     stand_in.logged(&["a simulated fault struck", ADD, "reset-before-reading"]);
 }
 
@@ -395,9 +276,12 @@ fn a_call_without_an_answer_takes_effect_and_keeps_its_connection_to_the_end() {
     let (head, body) = request(ADD, &member("N-1"), "");
     caller.send(&[head, body].concat());
     stand_in.logged(&["answered a simulated call", ADD]);
-    assert!(stand_in.has("N-1"));
+    assert!(has(&stand_in, "N-1"));
     let (_, calls) = stand_in.control(&[], "/calls");
-    assert_eq!(calls, json!({"received": 2, "took_effect": 2}));
+    assert_eq!(
+        calls,
+        json!({"received": 2, "took_effect": 2, "bad_signatures": 0})
+    );
     assert_eq!(stand_in.end().code(), Some(0));
     let seen = caller.rest();
     assert_eq!((seen.status, seen.body.len(), seen.ended), (0, 0, None));
@@ -419,7 +303,7 @@ fn refused_connections_are_reset_and_kept_ones_are_closed() {
         });
         assert_eq!(read.unwrap_err().kind(), ErrorKind::ConnectionReset);
     }
-    assert!(!stand_in.has("N-1"));
+    assert!(!has(&stand_in, "N-1"));
     assert_eq!(stand_in.faults(), (json!([]), json!(2)));
 }
 
@@ -505,14 +389,14 @@ fn a_fault_strikes_the_next_calls_of_its_operation_and_no_more() {
     // What isn't a call isn't struck.
     let stray = Caller::to(&stand_in).call("customerOpenApi/nothing", &json!({}));
     assert_eq!(stray.status, 404);
-    assert!(!stand_in.has("N-1"));
+    assert!(!has(&stand_in, "N-1"));
     assert_eq!(status("N-1"), 503);
     let left =
         json!([{"fault": "status", "calls": 1, "operation": ADD, "status": 503, "struck": 1}]);
     assert_eq!(stand_in.faults(), (left, json!(1)));
     assert_eq!([status("N-2"), status("N-3")], [503, 200]);
     assert_eq!(stand_in.faults(), (json!([]), json!(2)));
-    assert!(stand_in.has("N-3") && !stand_in.has("N-2"));
+    assert!(has(&stand_in, "N-3") && !has(&stand_in, "N-2"));
 }
 
 #[test]

@@ -19,6 +19,8 @@ use rustls::pki_types::PrivateKeyDer;
 use rustls::pki_types::pem::PemObject;
 use tokio::net::TcpListener;
 use tokio::runtime;
+use tokio::signal::unix::SignalKind;
+use tokio::signal::unix::signal;
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
@@ -43,7 +45,8 @@ pub(super) struct Arguments {
     /// Its key, PEM
     #[arg(long, value_name = "FILE", requires = "certificate")]
     private_key: Option<PathBuf>,
-    /// An appId and the file with its appKey; may be given several times. Never a live one
+    /// An appId and the file with its appKey, or with several, one a line, that are all taken; may be given several times. Read again on
+    /// SIGHUP. Never a live one
     #[arg(long = "account", value_name = "APP_ID=KEY_FILE", value_parser = account, required = true)]
     accounts: Vec<(String, PathBuf)>,
     /// Calls a day for each account, failures counted
@@ -73,15 +76,8 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
     {
         bail!("control calls are for this machine alone: give a loopback --admin");
     }
-    let accounts = arguments.accounts.iter().map(|(app_id, file)| {
-        let app_key = fs::read_to_string(file).with_context(|| file.display().to_string())?;
-        Ok(Account {
-            app_id: app_id.clone(),
-            app_key: app_key.trim().to_owned(),
-        })
-    });
     let settings = Settings {
-        accounts: accounts.collect::<anyhow::Result<_>>()?,
+        accounts: accounts(&arguments.accounts)?,
         quota_per_day: arguments.quota_per_day,
     };
     let log = log::Settings {
@@ -94,7 +90,19 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
     let runtime = runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
-    runtime.block_on(serve(settings, tls, arguments.address, arguments.admin))
+    runtime.block_on(serve(settings, tls, arguments))
+}
+
+fn accounts(arguments: &[(String, PathBuf)]) -> anyhow::Result<Vec<Account>> {
+    let accounts = arguments.iter().map(|(app_id, file)| {
+        let text = fs::read_to_string(file).with_context(|| file.display().to_string())?;
+        let app_keys = text.lines().map(str::trim).filter(|key| !key.is_empty());
+        Ok(Account {
+            app_id: app_id.clone(),
+            app_keys: app_keys.map(ToOwned::to_owned).collect(),
+        })
+    });
+    accounts.collect()
 }
 
 fn read(path: &Path) -> anyhow::Result<Vec<u8>> {
@@ -104,20 +112,20 @@ fn read(path: &Path) -> anyhow::Result<Vec<u8>> {
 async fn serve(
     settings: Settings,
     tls: Option<TlsAcceptor>,
-    address: SocketAddr,
-    admin: Option<SocketAddr>,
+    arguments: &Arguments,
 ) -> anyhow::Result<ExitCode> {
     let mut signals = Signals::watch()?;
-    let listener = bound(address).await?;
+    let mut hang_up = signal(SignalKind::hangup())?;
+    let listener = bound(arguments.address).await?;
     let scheme = if tls.is_some() { "https" } else { "http" };
-    let accounts = settings.accounts.len();
+    let count = settings.accounts.len();
     let mut banner = format!(
-        "A stand-in for a KYBIO host, with {accounts} account{}, at {scheme}://{}\n\
+        "A stand-in for a KYBIO host, with {count} account{}, at {scheme}://{}\n\
          Each answer's header x-kybio-simulator-answer says whether it is documented or assumed.\n",
-        if accounts == 1 { "" } else { "s" },
+        if count == 1 { "" } else { "s" },
         listener.local_addr()?
     );
-    let admin = match admin {
+    let admin = match arguments.admin {
         Some(address) => Some(bound(address).await?),
         None => None,
     };
@@ -134,14 +142,30 @@ async fn serve(
     let serving = Arc::clone(&simulator).serve(listener, tls, stop.clone());
     let controlled = async {
         if let Some(admin) = admin {
-            simulator.control(admin, stop.clone()).await;
+            Arc::clone(&simulator).control(admin, stop.clone()).await;
+        }
+    };
+    let changed = async {
+        while hang_up.recv().await.is_some() {
+            match accounts(&arguments.accounts) {
+                Ok(accounts) => {
+                    simulator.change_keys(accounts);
+                    tracing::info!("keys read again");
+                }
+                Err(error) => {
+                    tracing::warn!(error = format!("{error:#}"), "keys not read again");
+                }
+            }
         }
     };
     let ended = async {
         signals.wish_to_end().await;
         stop.cancel();
     };
-    tokio::join!(serving, controlled, ended);
+    tokio::select! {
+        _ = async { tokio::join!(serving, controlled, ended) } => {}
+        () = changed => {}
+    }
     Ok(ExitCode::SUCCESS)
 }
 

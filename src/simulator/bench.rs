@@ -46,7 +46,7 @@ impl Bench {
     pub(super) fn with_quota(quota_per_day: u32) -> Self {
         let account = |app_id: &str| Account {
             app_id: app_id.to_owned(),
-            app_key: APP_KEY.to_owned(),
+            app_keys: vec![APP_KEY.to_owned()],
         };
         let settings = Settings {
             accounts: APP_IDS.map(account).into(),

@@ -58,6 +58,7 @@ use std::sync::Mutex;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering;
 
+use arc_swap::ArcSwap;
 use bytes::Bytes;
 use http::HeaderMap;
 use http::Method;
@@ -98,15 +99,15 @@ pub struct Settings {
 pub struct Account {
     /// The appId, as request bodies name it.
     pub app_id: String,
-    /// The appKey that signs its bodies.
-    pub app_key: String,
+    /// The appKeys that may sign its bodies: several while one takes the place of another.
+    pub app_keys: Vec<String>,
 }
 
 impl fmt::Debug for Account {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Account")
             .field("app_id", &self.app_id)
-            .field("app_key", &"..")
+            .field("app_keys", &"..")
             .finish()
     }
 }
@@ -116,12 +117,13 @@ pub const QUOTA_PER_DAY: u32 = 300;
 
 /// The stand-in host.
 pub struct Simulator {
-    keys: BTreeMap<String, String>,
+    keys: ArcSwap<BTreeMap<String, Vec<String>>>,
     shops: BTreeMap<String, Mutex<Shop>>,
     chain: Chain,
     faults: Faults,
     received: AtomicU64,
     took_effect: AtomicU64,
+    bad_signatures: AtomicU64,
     clock: Clock,
     watcher: Option<mpsc::Sender<Seen>>,
 }
@@ -147,7 +149,7 @@ impl Simulator {
         let mut shops = BTreeMap::new();
         for account in settings.accounts {
             if keys
-                .insert(account.app_id.clone(), account.app_key)
+                .insert(account.app_id.clone(), account.app_keys)
                 .is_none()
             {
                 seed::remember_days(&mut quota, &account.app_id);
@@ -156,7 +158,7 @@ impl Simulator {
             }
         }
         Self {
-            keys,
+            keys: ArcSwap::from_pointee(keys),
             shops,
             chain: Chain {
                 app_ids,
@@ -165,6 +167,7 @@ impl Simulator {
             faults: Faults::new(seed_of_chance(&clock)),
             received: AtomicU64::new(0),
             took_effect: AtomicU64::new(0),
+            bad_signatures: AtomicU64::new(0),
             clock,
             watcher: None,
         }
@@ -179,6 +182,13 @@ impl Simulator {
         }
     }
 
+    /// From now on these are the keys of its accounts; one that isn't among them has none. There can't be more accounts.
+    pub fn change_keys(&self, accounts: Vec<Account>) {
+        let keys = accounts.into_iter();
+        let keys = keys.map(|account| (account.app_id, account.app_keys));
+        self.keys.store(Arc::new(keys.collect()));
+    }
+
     /// What is to go wrong, on the connections that [`serve`](Self::serve) answers.
     #[must_use]
     pub fn faults(&self) -> &Faults {
@@ -191,6 +201,7 @@ impl Simulator {
         Calls {
             received: self.received.load(Ordering::Relaxed),
             took_effect: self.took_effect.load(Ordering::Relaxed),
+            bad_signatures: self.bad_signatures.load(Ordering::Relaxed),
         }
     }
 
@@ -284,21 +295,25 @@ impl Simulator {
             .and_then(Record::from_value)
             .ok_or(Refusal::BodyWrong)?;
         let app_id = body.need("appId").map_err(|_| Refusal::AccountMissing)?;
-        let (app_id, app_key) = self
-            .keys
+        let (app_id, shop) = self
+            .shops
             .get_key_value(&app_id)
             .ok_or(Refusal::AccountMissing)?;
-        let shop = self.shops.get(app_id).ok_or(Refusal::AccountMissing)?;
         visit.app_id = app_id;
         let now = Moment::local(self.clock.since_epoch());
         // Before the signature is looked at: failed calls count.
         let has_quota = self.chain.quota().take(app_id, &now.day());
-        let verified = protocol::verify(request.headers(), app_key, request.body());
+        let keys = self.keys.load();
+        let keys = keys.get(app_id).map(Vec::as_slice).unwrap_or_default();
+        let verified = protocol::verify(request.headers(), keys, request.body());
         let is_forged = matches!(
             verified,
             Err(Refusal::SignatureMissing | Refusal::SignatureWrong)
         );
         visit.signature = if is_forged { "bad" } else { "good" };
+        if is_forged {
+            self.bad_signatures.fetch_add(1, Ordering::Relaxed);
+        }
         verified?;
         if !has_quota {
             return Err(Refusal::QuotaUsedUp);
@@ -328,6 +343,8 @@ pub struct Calls {
     pub received: u64,
     /// That the business answered with success, whether or not the answer arrived.
     pub took_effect: u64,
+    /// Without a signature, or with one that no key of the account's made.
+    pub bad_signatures: u64,
 }
 
 /// Another one for each start, and the same one for a clock that stands still.
@@ -463,7 +480,7 @@ mod tests {
     fn a_key_is_never_printed() {
         let account = Account {
             app_id: "shown".to_owned(),
-            app_key: "secret".to_owned(),
+            app_keys: vec!["secret".to_owned()],
         };
         let printed = format!("{account:?}");
         assert!(

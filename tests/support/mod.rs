@@ -10,6 +10,7 @@ pub mod mount;
 pub mod neighbours;
 pub mod pki;
 pub mod replies;
+pub mod stand_in;
 pub mod street;
 pub mod tools;
 pub mod upstream;

@@ -91,7 +91,7 @@ impl Scene {
         let settings = Settings {
             accounts: vec![Account {
                 app_id: APP_ID.to_owned(),
-                app_key,
+                app_keys: vec![app_key],
             }],
             quota_per_day: QUOTA_PER_DAY,
         };
