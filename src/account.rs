@@ -3,6 +3,7 @@
 use std::fmt;
 use std::sync::Arc;
 
+use aws_lc_rs::hmac;
 use md5::Digest;
 use md5::Md5;
 use zeroize::Zeroizing;
@@ -84,7 +85,37 @@ impl AppId {
 
 /// The secret half, as the state of an MD5 that has read it: `appKey` comes first in what is signed (contract, section 1), so
 /// the text itself isn't needed again. The state is as secret as the text: MD5 keeps what hasn't filled a block of 64 bytes as it is. No `Clone`, `Display` or `Serialize`; wiped on drop.
-pub struct AppKey(Md5);
+pub struct AppKey {
+    state: Md5,
+    tag: Zeroizing<[u8; TAG_LENGTH]>,
+}
+
+/// What people may see of a key: enough to tell one from the next, and the same in each replica. Whoever guesses at keys can rule out
+/// all but one guess in 16 million with it, and confirm none; the key check values that payment terminals show have this length too.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct Fingerprint([u8; FINGERPRINT_LENGTH]);
+
+/// 24 bits.
+const FINGERPRINT_LENGTH: usize = 3;
+
+/// SHA-256's.
+const TAG_LENGTH: usize = 32;
+
+/// What is authenticated with the key for its tag.
+const TAG_OF: &[u8] = b"kybio-gateway: which key is this?";
+
+impl fmt::Display for Fingerprint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self([first, second, third]) = self;
+        write!(f, "{first:02x}{second:02x}{third:02x}")
+    }
+}
+
+impl fmt::Debug for Fingerprint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
 
 /// Why a key file's content can't be used. Says nothing of the content.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -134,13 +165,32 @@ impl AppKey {
         {
             return Err(KeyFault::InnerWhitespace);
         }
-        Ok(Self(Md5::new_with_prefix(key)))
+        let tag = hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, key), TAG_OF);
+        let mut whole = Zeroizing::new([0; TAG_LENGTH]);
+        whole.copy_from_slice(tag.as_ref());
+        Ok(Self {
+            state: Md5::new_with_prefix(key),
+            tag: whole,
+        })
     }
 
     /// The keyed state. Called by `sign` alone (`tests/layers.rs` holds that).
     #[must_use]
     pub fn expose(&self) -> &Md5 {
-        &self.0
+        &self.state
+    }
+
+    /// What people may see of it: the first bytes of an HMAC-SHA-256 under the key, of a text that's the same for all.
+    #[must_use]
+    pub fn fingerprint(&self) -> Fingerprint {
+        let [first, second, third, ..] = *self.tag;
+        Fingerprint([first, second, third])
+    }
+
+    /// The two are one and the same.
+    #[must_use]
+    pub fn is(&self, other: &Self) -> bool {
+        self.tag == other.tag
     }
 }
 
@@ -183,6 +233,23 @@ mod tests {
             format!("{key:?} {:?}", Some(&key)),
             "AppKey(..) Some(AppKey(..))"
         );
+    }
+
+    /// Computed with `printf 'kybio-gateway: which key is this?' | openssl dgst -sha256 -hmac roger1AppKey`.
+    #[test]
+    fn a_key_is_told_from_the_next_by_its_fingerprint() {
+        let key = |text: &str| AppKey::new(&Zeroizing::new(text.into())).expect("a good key");
+        let (one, same, other) = (
+            key("roger1AppKey"),
+            key(" roger1AppKey\n"),
+            key("roger2AppKey"),
+        );
+        assert_eq!(one.fingerprint().to_string(), "d42ae0");
+        assert_eq!(format!("{:?}", one.fingerprint()), "d42ae0");
+        assert_eq!(one.fingerprint(), same.fingerprint());
+        assert!(one.is(&same));
+        assert_ne!(one.fingerprint(), other.fingerprint());
+        assert!(!one.is(&other));
     }
 
     #[test]

@@ -12,7 +12,7 @@
 //! commands   cli
 //! assembly   server  admin  config
 //! line       proxy
-//! stations   listener  identity  policy  payload  quota  slots  sign  upstream  retry  reply
+//! stations   listener  identity  policy  payload  quota  slots  keyring  sign  upstream  retry  reply
 //! observe    observe
 //! words      account  answers  operation  operations  name  outcome  pattern  pieces  clock  stop
 //! beside     simulator
@@ -37,6 +37,7 @@ pub mod server;
 pub mod proxy;
 
 pub mod identity;
+pub mod keyring;
 pub mod listener;
 pub mod payload;
 pub mod policy;

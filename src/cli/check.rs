@@ -30,6 +30,9 @@ pub(super) struct Arguments {
     /// Connect to each upstream too, and verify its certificate; no call is made. Exit 1 if one can't be reached so
     #[arg(long)]
     connect: bool,
+    /// Print the fingerprint of each account's key too, as the metrics of a gateway that uses it have it
+    #[arg(long)]
+    keys: bool,
 }
 
 /// Ends that are told, the first ones first.
@@ -67,6 +70,13 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
     if config.door.endings.len() > ENDINGS_MAX {
         let more = config.door.endings.len() - ENDINGS_MAX;
         writeln!(out, "and {more} more, later")?;
+    }
+    if arguments.keys {
+        for account in &config.accounts {
+            if let Ok(key) = &account.key {
+                writeln!(out, "accounts.{}: key {}", account.name, key.fingerprint())?;
+            }
+        }
     }
     if arguments.connect && !reach(&config, &clock, &mut out)? {
         return Ok(ExitCode::FAILURE);

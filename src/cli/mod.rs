@@ -1,5 +1,6 @@
 //! The command line: one file for each subcommand.
 
+mod ask;
 mod check;
 mod demo;
 mod health;

@@ -1,12 +1,16 @@
 //! What holds, written as a configuration again, each key with the place that it comes from. Opens none of the files that keys name, so
 //! that it works where they aren't, and prints nothing that may be a secret in the wrong place.
 
+use std::collections::BTreeMap;
 use std::collections::BTreeSet;
 use std::fmt::Write;
+use std::net::SocketAddr;
 use std::path::Path;
 use std::time::Duration;
+use std::time::SystemTime;
 
 use figment::value::Value;
+use humantime::format_rfc3339_seconds;
 
 use crate::config::build::Builder;
 use crate::config::check::Checked;
@@ -26,12 +30,35 @@ use crate::config::reader::Reader;
 use crate::config::value::Data;
 use crate::listener::socket::Address;
 
+/// A gateway that may be running.
+#[derive(Clone, Debug)]
+pub struct Running {
+    /// Its admin address.
+    pub address: SocketAddr,
+    /// Its keys by account; `None` if nobody answers.
+    pub keys: Option<BTreeMap<String, KeyInUse>>,
+}
+
+/// A key that calls are signed with.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KeyInUse {
+    /// Which.
+    pub fingerprint: String,
+    /// When the gateway read it first, in wall time since 1970-01-01 UTC.
+    pub taken: Duration,
+}
+
 /// Reads `path`, what it includes, the environment, and `flags` (`key`, `value`), and writes what they come to: tables in the order of
-/// the reference file, names sorted, paths of files absolute, because they no longer stand in the file that they're relative to.
+/// the reference file, names sorted, paths of files absolute, because they no longer stand in the file that they're relative to. Of a
+/// gateway that is `running`, the keys in use are told too.
 ///
 /// # Errors
 /// All faults of what was written. Those of the files that it names are for `check`.
-pub fn merged(path: &Path, flags: &[(String, String)]) -> Result<String, Faults> {
+pub fn merged(
+    path: &Path,
+    flags: &[(String, String)],
+    running: Option<&Running>,
+) -> Result<String, Faults> {
     let mut faults = Vec::new();
     let layers = Layers::read(path, flags, &Reader::default(), &mut faults);
     let blind = Reader::blind();
@@ -46,6 +73,7 @@ pub fn merged(path: &Path, flags: &[(String, String)]) -> Result<String, Faults>
     let shown = Shown {
         layers: &layers,
         checked: &checked,
+        running,
     };
     Ok(shown.text(path))
 }
@@ -111,6 +139,7 @@ fn segments(path: &[String]) -> Vec<&str> {
 struct Shown<'a> {
     layers: &'a Layers,
     checked: &'a Checked<'a>,
+    running: Option<&'a Running>,
 }
 
 impl Shown<'_> {
@@ -119,6 +148,18 @@ impl Shown<'_> {
             "# What holds: {}, what it includes, the environment and --set. Each key is followed by its source.\n",
             in_a_comment(&path.display().to_string())
         );
+        if let Some(Running { address, keys }) = self.running {
+            let _ = match keys {
+                Some(_) => writeln!(
+                    out,
+                    "# The keys in use are those of the gateway at {address}."
+                ),
+                None => writeln!(
+                    out,
+                    "# No gateway answers at {address}: which keys are in use isn't known."
+                ),
+            };
+        }
         for (table, keys) in keys::tables() {
             for table in tables(self.checked, table) {
                 if !table.is_empty() {
@@ -129,10 +170,29 @@ impl Shown<'_> {
                         out.push_str(&line);
                         out.push('\n');
                     }
+                    if key.path == "accounts.*.app_key_file"
+                        && let Some(line) = self.key_in_use(&table)
+                    {
+                        out.push_str(&line);
+                    }
                 }
             }
         }
         out
+    }
+
+    /// Which key an account's calls are signed with now; `None` if nobody can say.
+    fn key_in_use(&self, table: &[String]) -> Option<String> {
+        let keys = self.running?.keys.as_ref()?;
+        let account = table.last()?;
+        Some(match keys.get(account) {
+            Some(KeyInUse { fingerprint, taken }) => {
+                let taken = SystemTime::UNIX_EPOCH.checked_add(*taken)?;
+                let taken = format_rfc3339_seconds(taken);
+                format!("# key in use: {fingerprint}, taken {taken}\n")
+            }
+            None => "# key in use: none\n".to_owned(),
+        })
     }
 
     /// `None` for what isn't written and has no default.

@@ -10,6 +10,7 @@ use tokio::time::Instant;
 use tracing::Level;
 use uuid::Uuid;
 
+use crate::answers::AnswerClass;
 use crate::clock::Clock;
 use crate::name::AccountName;
 use crate::name::CallerName;
@@ -109,7 +110,7 @@ pub struct Answer {
     /// `errorCode`.
     pub code: Option<i64>,
     /// What an error means, if it's one that is known.
-    pub class: Option<&'static str>,
+    pub class: Option<AnswerClass>,
 }
 
 /// One line for each request, but for many of nobody's; what isn't known is left out. What came from outside is written as text, with its odd characters escaped.
@@ -131,7 +132,7 @@ macro_rules! line {
             cause = $exchange.cause.as_ref().map(|cause| harmless(cause, CAUSE_LENGTH_MAX)),
             business_status = $exchange.answer().map(|answer| if answer.success { "success" } else { "error" }),
             business_code = $exchange.answer().and_then(|answer| answer.code),
-            business_class = $exchange.answer().and_then(|answer| answer.class),
+            business_class = $exchange.answer().and_then(|answer| answer.class).map(AnswerClass::as_str),
             upstream = $exchange.attempts.last().map(|attempt| attempt.upstream.as_str()),
             attempts = (!$exchange.attempts.is_empty()).then(|| $exchange.attempts.len()),
             attempt = $exchange.attempts.last().map(|attempt| attempt.result),
@@ -271,6 +272,12 @@ impl Exchange {
                 .account_answers
                 .with_label_values(&[account.as_str(), &code])
                 .inc();
+            if answer.class == Some(AnswerClass::Credential) {
+                metrics
+                    .account_credential_errors
+                    .with_label_values(&[account.as_str()])
+                    .inc();
+            }
             metrics
                 .operation_answers
                 .with_label_values(&[operation, &code])

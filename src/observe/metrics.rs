@@ -6,6 +6,7 @@ use std::sync::Arc;
 use arc_swap::ArcSwap;
 use prometheus::Encoder;
 use prometheus::Gauge;
+use prometheus::GaugeVec;
 use prometheus::Histogram;
 use prometheus::HistogramOpts;
 use prometheus::HistogramVec;
@@ -48,6 +49,12 @@ pub struct Metrics {
     pub operation_answers: IntCounterVec,
     /// Verdicts that came after the caller had gone, by outcome.
     pub late_verdicts: IntCounterVec,
+    /// KYBIO's answers that don't take the key, by account.
+    pub account_credential_errors: IntCounterVec,
+    /// When the key in use was taken, in Unix seconds, by account and fingerprint.
+    pub account_keys_taken: GaugeVec,
+    /// 1 once KYBIO has taken it, by account and fingerprint.
+    pub account_keys_accepted: IntGaugeVec,
     /// Accounts that can't be used because of their key.
     pub accounts_disabled: IntGauge,
     /// Accounts that go on with a key whose file is bad by now.
@@ -219,6 +226,9 @@ impl Metrics {
             account_answers: make.counters("kybio_gateway_account_answers_total", "KYBIO's answers, by account and errorCode (none: success or no code; other: not in the catalogue).", &["account", "error_code"]),
             operation_answers: make.counters("kybio_gateway_operation_answers_total", "KYBIO's answers, by operation and errorCode (none: success or no code; other: not in the catalogue).", &["operation", "error_code"]),
             late_verdicts: make.counters("kybio_gateway_late_verdicts_total", "Calls whose caller had gone before the answer came, by what happened to them.", &["outcome"]),
+            account_credential_errors: make.counters("kybio_gateway_account_credential_errors_total", "KYBIO's answers that say that it doesn't take the account's appId or signature.", &["account"]),
+            account_keys_taken: make.keep(GaugeVec::new(Opts::new("kybio_gateway_account_key_taken_timestamp_seconds", "When the key that the account's calls are signed with was read first, in Unix time, by the key's fingerprint."), &["account", "fingerprint"])),
+            account_keys_accepted: make.gauges("kybio_gateway_account_key_accepted", "1 once KYBIO has answered a call signed with this key with success.", &["account", "fingerprint"]),
             accounts_disabled: make.gauge("kybio_gateway_accounts_disabled", "Accounts that can't be used because of their key."),
             accounts_keeping_key: make.gauge("kybio_gateway_accounts_keeping_key", "Accounts that go on with the key they had, because their key file can't be used any more."),
             reload_successful: make.gauge("kybio_gateway_config_last_reload_successful", "1 if the configuration in force is the one that is written; 0 if what is written was refused."),

@@ -300,7 +300,7 @@ impl Line {
             answer: verdict.as_ref().ok().map(|reply| Answer {
                 success: reply.verdict().success,
                 code: reply.verdict().code,
-                class: reply.verdict().class.map(AnswerClass::as_str),
+                class: reply.verdict().class,
             }),
         });
         if let Ok(reply) = &verdict {
@@ -309,14 +309,26 @@ impl Line {
         verdict
     }
 
-    /// What an answer says of the account's calls for the day.
+    /// What an answer says of the account: its key, and its calls for the day.
     fn heed(&self, call: &Call<'_>, reply: &Reply, asked: Duration) {
-        let (latches, account) = (&self.proxy.latches, call.grant.account());
+        let Proxy {
+            latches,
+            keyring,
+            clock,
+            ..
+        } = &*self.proxy;
+        let account = call.grant.account();
+        let class = reply.verdict().class;
+        if reply.verdict().success {
+            keyring.accepted(account);
+        } else if class == Some(AnswerClass::Credential) {
+            keyring.refused(account, clock.now());
+        }
         if call.route.upstream.is_retired() {
             // Another host may have its name by now, of whose quota this one says nothing.
             return;
         }
-        match reply.verdict().class {
+        match class {
             Some(AnswerClass::QuotaExhausted) => {
                 let rules = &call.route.rules.quota;
                 latches.close(account, asked, self.proxy.moment(), rules);

@@ -27,6 +27,7 @@ use crate::clock::Clock;
 use crate::identity::Caller;
 use crate::identity::Callers;
 use crate::identity::Presented;
+use crate::keyring::Keyring;
 use crate::listener::Peer;
 use crate::name::UpstreamName;
 use crate::observe::exchange::Exchange;
@@ -82,6 +83,8 @@ pub struct Proxy {
     pub bodies: Room,
     /// Lines for requests of whoever is no caller: anybody with a certificate of the right CA can send as many as they like.
     pub strangers: Arc<Ration>,
+    /// The accounts' keys, as people may see them.
+    pub keyring: Keyring,
     /// Accounts whose calls for the day are used up.
     pub latches: Arc<Latches>,
     /// What KYBIO's error answers mean.

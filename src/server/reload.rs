@@ -31,6 +31,8 @@ use crate::config::fault::Faults;
 use crate::config::reader::Reader;
 use crate::config::reader::Seen;
 use crate::identity::Callers;
+use crate::keyring::Keyring;
+use crate::keyring::Rotation;
 use crate::listener::Listener;
 use crate::name::AccountName;
 use crate::observe::log;
@@ -149,6 +151,12 @@ pub(super) fn proxy(
         routes: routes.collect::<Result<_, _>>()?,
         callers: Callers::new(config.identities.iter().cloned()),
         policy: Policy::new(&config.catalogue, &config.accounts, &config.callers),
+        keyring: Keyring::new(
+            &config.accounts,
+            before.map(|before| &before.keyring),
+            clock.since_epoch(),
+            metrics,
+        ),
         slots: before.map_or_else(Slots::default, |before| before.slots.clone()),
         bodies: before.map_or_else(Room::default, |before| before.bodies.clone()),
         strangers: before.map_or_else(
@@ -412,6 +420,18 @@ impl Reloader {
             }
         }
         show_accounts(&self.in_force.accounts, &metrics, &self.usable);
+        let keyring = &self.in_force.proxy.keyring;
+        let rotations = keyring.replaces(&before.proxy.keyring, &metrics);
+        for Rotation {
+            account,
+            before,
+            now,
+        } in rotations.iter().take(LINES_MAX)
+        {
+            let before = before.map(tracing::field::display);
+            tracing::info!(%account, before, fingerprint = %now, "account has another key");
+        }
+        say_rest(rotations.len(), "accounts have other keys");
         metrics
             .accounts_keeping_key
             .set(i64::try_from(kept.len()).unwrap_or(i64::MAX));

@@ -28,7 +28,7 @@ use tokio_util::sync::CancellationToken;
 use crate::support::pki::{Pair, Pki};
 use crate::support::tools::PATIENCE;
 
-/// What all callers ask for: a write that nobody may send twice.
+/// What all callers ask for unless told otherwise: a write that nobody may send twice.
 pub const OPERATION: &str = "orderOpenApi/addOnLineOrder";
 
 /// How many callers of each kind there are.
@@ -41,6 +41,8 @@ pub struct Shape {
     pub per_http2_connection: usize,
     /// Requests in a second, of all callers together.
     pub rate: u32,
+    /// What they all ask for.
+    pub operation: &'static str,
 }
 
 impl Shape {
@@ -50,6 +52,7 @@ impl Shape {
         http2: 40,
         per_http2_connection: 10,
         rate: 1_000,
+        operation: OPERATION,
     };
 
     /// Enough to see that service goes on.
@@ -58,6 +61,7 @@ impl Shape {
         http2: 4,
         per_http2_connection: 4,
         rate: 100,
+        operation: OPERATION,
     };
 }
 
@@ -119,6 +123,7 @@ struct Credentials {
 /// What all callers share.
 struct Crowd {
     address: SocketAddr,
+    operation: &'static str,
     credentials: watch::Sender<Arc<Credentials>>,
     stop: CancellationToken,
     tally: Mutex<Tally>,
@@ -140,6 +145,7 @@ impl Load {
     pub fn start(address: SocketAddr, servers: &Pki, pair: &Pair, shape: Shape) -> Self {
         let crowd = Arc::new(Crowd {
             address,
+            operation: shape.operation,
             credentials: watch::Sender::new(Arc::new(Credentials::new(servers, pair))),
             stop: CancellationToken::new(),
             tally: Mutex::default(),
@@ -412,7 +418,7 @@ async fn http1(crowd: &Crowd, kept: &mut Option<Box<Http1>>, body: &str) -> Outc
     // It's kept again only after a whole answer.
     let mut line = kept.take().unwrap();
     let leaving = crowd.leaving.load(Ordering::SeqCst);
-    let answer = match line.exchange(body).await {
+    let answer = match line.exchange(crowd.operation, body).await {
         Ok(answer) => answer,
         Err(Broken { got: 0, .. }) if line.kept => return Outcome::Raced,
         Err(Broken { got, cause }) => {
@@ -479,10 +485,10 @@ impl Http1 {
         }
     }
 
-    async fn exchange(&mut self, body: &str) -> Result<Plain, Broken> {
+    async fn exchange(&mut self, operation: &str, body: &str) -> Result<Plain, Broken> {
         const END: &[u8] = b"\r\n\r\n";
         let request = format!(
-            "POST /openapi/v1/{OPERATION} HTTP/1.1\r\nhost: gateway.test\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
+            "POST /openapi/v1/{operation} HTTP/1.1\r\nhost: gateway.test\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
             body.len()
         );
         // A connection that doesn't take the request may still have an answer.
@@ -549,7 +555,8 @@ async fn over_http2(
         }
         shared.clone().unwrap()
     };
-    let mut request = Request::post(format!("https://gateway.test/openapi/v1/{OPERATION}"))
+    let operation = crowd.operation;
+    let mut request = Request::post(format!("https://gateway.test/openapi/v1/{operation}"))
         .header("content-type", "application/json")
         .body(Full::new(Bytes::from(body.to_owned())))
         .unwrap();

@@ -1,0 +1,174 @@
+//! The keys in use, as people may see them: by fingerprint, since when, and whether KYBIO takes them. Holds no key's text, and prints none.
+
+use std::collections::HashMap;
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::sync::Mutex;
+use std::sync::PoisonError;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use prometheus::IntGauge;
+use tokio::time::Instant;
+
+use crate::account::Account;
+use crate::account::AppKey;
+use crate::account::Fingerprint;
+use crate::name::AccountName;
+use crate::observe::metrics::Metrics;
+
+/// Between two lines about one account's key that KYBIO refuses.
+const REFUSED_INTERVAL: Duration = Duration::from_secs(60);
+
+/// What to look at when a key has never been taken.
+const CHECK_NEW: &str = "is this the key of this app_id at this host, or another account's? is it active there yet? (line breaks and spaces around it in its file don't count)";
+
+/// What to look at when it has been.
+const CHECK_OLD: &str =
+    "KYBIO took it before: was it replaced or withdrawn there? put the new one into its file";
+
+/// All accounts' keys that calls are signed with from some reload on. What stays is carried over from the ring before.
+#[derive(Debug, Default)]
+pub struct Keyring(HashMap<AccountName, Arc<Entry>>);
+
+#[derive(Debug)]
+struct Entry {
+    account: Arc<Account>,
+    key: Arc<AppKey>,
+    accepted: AtomicBool,
+    shown: IntGauge,
+    refused: Mutex<Refused>,
+}
+
+/// Refusals that the log hasn't told yet, and when it told the last.
+#[derive(Debug, Default)]
+struct Refused {
+    untold: u64,
+    told: Option<Instant>,
+}
+
+/// An account's calls are signed with another key from now on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rotation {
+    /// Whose.
+    pub account: AccountName,
+    /// The one before; none if there was none.
+    pub before: Option<Fingerprint>,
+    /// The one that's taken now.
+    pub now: Fingerprint,
+}
+
+impl Keyring {
+    /// The keys of these accounts, shown as taken at `now`, which is wall time since 1970-01-01 UTC. A key that the same account had `before`
+    /// stays as it was.
+    #[must_use]
+    pub fn new(
+        accounts: &[Arc<Account>],
+        before: Option<&Self>,
+        now: Duration,
+        metrics: &Metrics,
+    ) -> Self {
+        let entry = |account: &Arc<Account>| {
+            let key = account.key.as_ref().ok()?;
+            let kept = before.and_then(|before| before.0.get(&account.name));
+            let kept =
+                kept.filter(|kept| kept.key.is(key) && kept.account.is_same_at_kybio(account));
+            let entry = kept.map_or_else(
+                || Arc::new(Entry::new(account, key, now, metrics)),
+                Arc::clone,
+            );
+            Some((account.name.clone(), entry))
+        };
+        Self(accounts.iter().filter_map(entry).collect())
+    }
+
+    /// This ring has taken the place of the one `before`: what's only of that isn't shown any more. Returns who has another key now, by name.
+    #[must_use]
+    pub fn replaces(&self, before: &Self, metrics: &Metrics) -> Vec<Rotation> {
+        let labels = |ring: &Self| -> HashSet<_> {
+            let entries = ring.0.values();
+            entries
+                .map(|entry| {
+                    (
+                        entry.account.name.clone(),
+                        entry.key.fingerprint().to_string(),
+                    )
+                })
+                .collect()
+        };
+        for (account, fingerprint) in labels(before).difference(&labels(self)) {
+            let labels = [account.as_str(), fingerprint];
+            // They're there: making the entry made them.
+            let _ = metrics.account_keys_taken.remove_label_values(&labels);
+            let _ = metrics.account_keys_accepted.remove_label_values(&labels);
+        }
+        let rotation = |(name, entry): (&AccountName, &Arc<Entry>)| {
+            let had = before.0.get(name).map(|had| &had.key);
+            let another = had.is_none_or(|had| !had.is(&entry.key));
+            another.then(|| Rotation {
+                account: name.clone(),
+                before: had.map(|had| had.fingerprint()),
+                now: entry.key.fingerprint(),
+            })
+        };
+        let mut rotations: Vec<_> = self.0.iter().filter_map(rotation).collect();
+        rotations.sort_unstable_by(|one, other| one.account.cmp(&other.account));
+        rotations
+    }
+
+    /// KYBIO has answered a call with success: its signature was right.
+    pub fn accepted(&self, account: &Account) {
+        let Some(entry) = self.0.get(&account.name) else {
+            return;
+        };
+        // Nearly always it was before.
+        if !entry.accepted.load(Ordering::Relaxed) && !entry.accepted.swap(true, Ordering::AcqRel) {
+            entry.shown.set(1);
+            tracing::info!(account = %account.name, fingerprint = %entry.key.fingerprint(), "KYBIO takes the account's key");
+        }
+    }
+
+    /// KYBIO has answered that it doesn't take the `appId` or the signature. Told at once, and then once a minute for each account.
+    pub fn refused(&self, account: &Account, now: Instant) {
+        let Some(entry) = self.0.get(&account.name) else {
+            return;
+        };
+        let mut refused = entry.refused.lock().unwrap_or_else(PoisonError::into_inner);
+        refused.untold += 1;
+        let recent = |told| now.saturating_duration_since(told) < REFUSED_INTERVAL;
+        if refused.told.is_some_and(recent) {
+            return;
+        }
+        refused.told = Some(now);
+        let answers = std::mem::take(&mut refused.untold);
+        drop(refused);
+        let check = if entry.accepted.load(Ordering::Acquire) {
+            CHECK_OLD
+        } else {
+            CHECK_NEW
+        };
+        tracing::warn!(account = %account.name, app_id = account.app_id.as_str(), fingerprint = %entry.key.fingerprint(), answers, check, "KYBIO doesn't take the account's key");
+    }
+}
+
+impl Entry {
+    fn new(account: &Arc<Account>, key: &Arc<AppKey>, now: Duration, metrics: &Metrics) -> Self {
+        let fingerprint = key.fingerprint().to_string();
+        let labels = [account.name.as_str(), &fingerprint];
+        let taken = metrics.account_keys_taken.with_label_values(&labels);
+        taken.set(now.as_secs_f64());
+        let shown = metrics.account_keys_accepted.with_label_values(&labels);
+        shown.set(0);
+        // It's there before it counts anything, so that the first one is seen as a change.
+        let errors = &metrics.account_credential_errors;
+        errors.with_label_values(&[account.name.as_str()]);
+        Self {
+            account: Arc::clone(account),
+            key: Arc::clone(key),
+            accepted: AtomicBool::new(false),
+            shown,
+            refused: Mutex::default(),
+        }
+    }
+}
