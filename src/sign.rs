@@ -4,6 +4,7 @@
 
 use std::fmt;
 
+use aws_lc_rs::constant_time::verify_slices_are_equal;
 use bytes::Bytes;
 use md5::Digest;
 use zeroize::Zeroizing;
@@ -20,18 +21,39 @@ pub struct SignedBody {
 /// 32 upper-case hex digits.
 pub const SIGNATURE_LENGTH: usize = 32;
 
+/// MD5's.
+const DIGEST_LENGTH: usize = SIGNATURE_LENGTH / 2;
+
 /// Signs the exact bytes.
 #[must_use]
 pub fn sign(payload: &Payload, key: &AppKey) -> SignedBody {
-    let mut digest = key.expose().clone();
-    digest.update(payload.bytes());
     let mut signature = Zeroizing::new([0; SIGNATURE_LENGTH]);
-    const_hex::encode_to_slice_upper(digest.finalize(), &mut *signature)
+    const_hex::encode_to_slice_upper(*digest(payload.bytes(), key), &mut *signature)
         .expect("16 bytes are 32 digits");
     SignedBody {
         body: payload.bytes().clone(),
         signature,
     }
+}
+
+/// Whether this is the signature of exactly these bytes, in either letter case. How far a wrong one is right can't be told from the time
+/// that this takes.
+#[must_use]
+pub fn is_signed(body: &[u8], key: &AppKey, presented: &[u8]) -> bool {
+    let mut digits = Zeroizing::new([0; DIGEST_LENGTH]);
+    if presented.len() != SIGNATURE_LENGTH
+        || const_hex::decode_to_slice(presented, &mut *digits).is_err()
+    {
+        return false;
+    }
+    verify_slices_are_equal(&*digest(body, key), &*digits).is_ok()
+}
+
+/// The signature as bytes.
+fn digest(body: &[u8], key: &AppKey) -> Zeroizing<[u8; DIGEST_LENGTH]> {
+    let mut digest = key.expose().clone();
+    digest.update(body);
+    Zeroizing::new(digest.finalize().into())
 }
 
 impl SignedBody {
@@ -56,6 +78,7 @@ impl fmt::Debug for SignedBody {
 
 #[cfg(test)]
 mod tests {
+    use super::is_signed;
     use super::sign;
     use crate::account::AppId;
     use crate::account::AppKey;
@@ -93,6 +116,31 @@ mod tests {
                 vector["name"]
             );
         }
+    }
+
+    #[test]
+    fn a_signature_is_known_in_either_letter_case_and_nothing_else_is() {
+        let (body, key) = (b"{\"appId\":\"abcdefghijklmn\"}", key("roger1AppKey"));
+        for (presented, expected) in [
+            ("51EDB2A84DDD5A3238CD1D2E306D83F9", true),
+            ("51edb2a84ddd5a3238cd1d2e306d83f9", true),
+            ("51EDB2A84DDD5A3238CD1D2E306D83F8", false),
+            ("41EDB2A84DDD5A3238CD1D2E306D83F9", false),
+            ("51EDB2A84DDD5A3238CD1D2E306D83", false),
+            ("51EDB2A84DDD5A3238CD1D2E306D83F9F9", false),
+            ("0x51EDB2A84DDD5A3238CD1D2E306D83", false),
+            ("0x51EDB2A84DDD5A3238CD1D2E306D83F9", false),
+            (" 51EDB2A84DDD5A3238CD1D2E306D83F9", false),
+            ("51EDB2A84DDD5A3238CD1D2E306D83FG", false),
+            ("", false),
+        ] {
+            assert_eq!(
+                is_signed(body, &key, presented.as_bytes()),
+                expected,
+                "{presented:?}"
+            );
+        }
+        assert!(!is_signed(b"{}", &key, b"51EDB2A84DDD5A3238CD1D2E306D83F9"));
     }
 
     #[test]

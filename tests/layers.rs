@@ -227,7 +227,14 @@ fn what_one_file_does_no_other_does() {
         (".expose()", &["sign.rs"]),
         (".expose_signature()", &["upstream/send.rs"]),
         // The demo knows its name to mask it.
-        ("data-signature", &["cli/demo/paper.rs", "upstream/send.rs"]),
+        (
+            "data-signature",
+            &[
+                "cli/demo/paper.rs",
+                "proxy/migration.rs",
+                "upstream/send.rs",
+            ],
+        ),
         ("std::env::", &["config/environment.rs"]),
         ("SystemTime::now", &["clock.rs"]),
         ("Instant::now", &["clock.rs"]),

@@ -50,6 +50,8 @@ pub struct Exchange {
     pub permitted: bool,
     /// With which account.
     pub account: Option<AccountName>,
+    /// What the caller's own signature was, once its body is there.
+    pub signed: Option<Signed>,
     /// The attempts that were made, in their order.
     pub attempts: Vec<Attempt>,
     /// Why there was no further attempt, where there might have been one.
@@ -78,6 +80,29 @@ pub struct Exchange {
     pub is_logged: bool,
     /// Such requests before it that have none.
     pub unlogged: Option<u64>,
+}
+
+/// What a caller's own signature is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Signed {
+    /// Made with the account's key.
+    Match,
+    /// Made with something else, or not a signature.
+    Mismatch,
+    /// There is none.
+    Absent,
+}
+
+impl Signed {
+    /// As metrics and the log have it.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Match => "match",
+            Self::Mismatch => "mismatch",
+            Self::Absent => "absent",
+        }
+    }
 }
 
 /// One attempt at the upstream.
@@ -139,6 +164,7 @@ macro_rules! line {
             attempt_ms = $exchange.attempts.last().map(|attempt| milliseconds(attempt.duration)),
             earlier_attempts = $exchange.earlier(),
             not_repeated = $exchange.not_repeated,
+            caller_signature = $exchange.signed.filter(|signed| *signed != Signed::Absent).map(Signed::as_str),
             queued_ms = ($exchange.queued >= QUEUED_MIN).then(|| milliseconds($exchange.queued)),
             duplicate = $exchange.duplicate.then_some(true),
             duration_ms = milliseconds($duration),
@@ -179,6 +205,7 @@ impl Exchange {
             target: None,
             permitted: false,
             account: None,
+            signed: None,
             attempts: Vec::new(),
             not_repeated: None,
             uploading: Duration::ZERO,
@@ -222,6 +249,12 @@ impl Exchange {
                 .caller_requests
                 .with_label_values(&[caller.as_str(), outcome])
                 .inc();
+            if let Some(signed) = self.signed {
+                metrics
+                    .caller_signatures
+                    .with_label_values(&[caller.as_str(), signed.as_str()])
+                    .inc();
+            }
         }
         if let Some(account) = &self.account {
             metrics

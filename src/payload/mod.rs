@@ -228,6 +228,12 @@ pub fn check(whole: Whole) -> Result<Draft, Fault> {
 }
 
 impl Draft {
+    /// All bytes that the caller sent.
+    #[must_use]
+    pub fn written(&self) -> &Bytes {
+        &self.body
+    }
+
     /// The `appId` that the caller wrote, if it did.
     #[must_use]
     pub fn app_id(&self) -> Option<&str> {

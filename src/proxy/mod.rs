@@ -3,6 +3,7 @@
 mod earlier;
 pub mod error;
 pub mod forward;
+mod migration;
 pub mod respond;
 pub mod route;
 
@@ -324,6 +325,7 @@ impl Proxy {
         let draft = payload::check(whole).map_err(payload::Error::Invalid)?;
         let grant = permit.settle(draft.app_id())?;
         exchange.account = Some(grant.account().name.clone());
+        exchange.signed = Some(migration::signed(headers, draft.written(), grant.key()));
         let payload = draft.address(&grant.account().app_id)?;
         Ok(Admitted {
             grant,
