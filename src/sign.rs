@@ -7,6 +7,7 @@ use std::fmt;
 use aws_lc_rs::constant_time::verify_slices_are_equal;
 use bytes::Bytes;
 use md5::Digest;
+use memchr::memmem;
 use zeroize::Zeroizing;
 
 use crate::account::AppKey;
@@ -28,7 +29,7 @@ const DIGEST_LENGTH: usize = SIGNATURE_LENGTH / 2;
 #[must_use]
 pub fn sign(payload: &Payload, key: &AppKey) -> SignedBody {
     let mut signature = Zeroizing::new([0; SIGNATURE_LENGTH]);
-    const_hex::encode_to_slice_upper(*digest(payload.bytes(), key), &mut *signature)
+    const_hex::encode_to_slice_upper(digest(payload.bytes(), key).as_slice(), &mut *signature)
         .expect("16 bytes are 32 digits");
     SignedBody {
         body: payload.bytes().clone(),
@@ -51,9 +52,12 @@ pub fn is_signed(body: &[u8], key: &AppKey, presented: &[u8]) -> bool {
 
 /// The signature as bytes.
 fn digest(body: &[u8], key: &AppKey) -> Zeroizing<[u8; DIGEST_LENGTH]> {
-    let mut digest = key.expose().clone();
-    digest.update(body);
-    Zeroizing::new(digest.finalize().into())
+    // The one copy of the keyed state, wiped where it stands: to finish it by value would leave it behind.
+    let mut state = key.expose().clone();
+    state.update(body);
+    let mut digest = Zeroizing::new([0; DIGEST_LENGTH]);
+    state.finalize_into_reset((&mut *digest).into());
+    digest
 }
 
 impl SignedBody {
@@ -61,6 +65,23 @@ impl SignedBody {
     #[must_use]
     pub fn body(&self) -> &Bytes {
         &self.body
+    }
+
+    /// These bytes with asterisks in the place of the signature, if they repeat it, in either letter case. What the upstream answers is the
+    /// caller's; a signature isn't.
+    #[must_use]
+    pub fn masked_in(&self, bytes: &[u8]) -> Option<Bytes> {
+        let lower = Zeroizing::new(self.signature.to_ascii_lowercase());
+        let mut masked: Option<Vec<u8>> = None;
+        for spelling in [&self.signature[..], &lower[..]] {
+            for at in memmem::find_iter(bytes, spelling) {
+                let masked = masked.get_or_insert_with(|| bytes.to_vec());
+                if let Some(digits) = masked.get_mut(at..at + SIGNATURE_LENGTH) {
+                    digits.fill(b'*');
+                }
+            }
+        }
+        masked.map(Bytes::from)
     }
 
     /// The digits. Called by `upstream` alone (`tests/layers.rs` holds that).
@@ -78,6 +99,7 @@ impl fmt::Debug for SignedBody {
 
 #[cfg(test)]
 mod tests {
+    use super::SignedBody;
     use super::is_signed;
     use super::sign;
     use crate::account::AppId;
@@ -143,8 +165,8 @@ mod tests {
         assert!(!is_signed(b"{}", &key, b"51EDB2A84DDD5A3238CD1D2E306D83F9"));
     }
 
-    #[test]
-    fn a_signed_body_carries_its_digits_and_cannot_be_printed() {
+    /// The shared vector's body and key: its signature is `51EDB2A84DDD5A3238CD1D2E306D83F9`.
+    fn signed() -> SignedBody {
         let draft = payload::check(Whole::in_one_piece(Bytes::from_static(
             b"{\"appId\":\"abcdefghijklmn\"}\n",
         )))
@@ -152,7 +174,39 @@ mod tests {
         let payload = draft
             .address(&AppId::new("abcdefghijklmn").expect("an appId"))
             .expect("its own");
-        let signed = sign(&payload, &key("roger1AppKey\n"));
+        sign(&payload, &key("roger1AppKey\n"))
+    }
+
+    #[test]
+    fn a_signature_that_an_answer_repeats_is_masked_wherever_it_stands() {
+        let upper = "51EDB2A84DDD5A3238CD1D2E306D83F9";
+        let (lower, mask) = (upper.to_lowercase(), "*".repeat(32));
+        let masked = |text: &str| signed().masked_in(text.as_bytes());
+        for text in [
+            "",
+            "{}",
+            &upper[1..],
+            &upper[..31],
+            "51EDB2A84DDD5A3238CD1D2E306D83F8",
+        ] {
+            assert_eq!(masked(text), None, "{text}");
+        }
+        for (text, expected) in [
+            (upper.to_owned(), mask.clone()),
+            (format!("{lower}{upper}"), format!("{mask}{mask}")),
+            (
+                format!("got {upper}, not {lower}!"),
+                format!("got {mask}, not {mask}!"),
+            ),
+            (format!("5{upper}F9"), format!("5{mask}F9")),
+        ] {
+            assert_eq!(masked(&text).expect("it's there"), expected);
+        }
+    }
+
+    #[test]
+    fn a_signed_body_carries_its_digits_and_cannot_be_printed() {
+        let signed = signed();
         assert_eq!(
             signed.expose_signature(),
             b"51EDB2A84DDD5A3238CD1D2E306D83F9"

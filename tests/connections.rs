@@ -2,7 +2,6 @@
 //! gone, and never more of them than allowed.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -12,18 +11,9 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
 
 use crate::support::upstream::{Refusing, SUCCESS};
-use crate::support::{Gateway, Pki, Setup, Upstream};
+use crate::support::{Gateway, Pki, Setup, Upstream, names};
 
 const READ: &str = "customerOpenApi/queryByUid";
-
-/// The library that gives a process names of its own (cwrap's nss_wrapper).
-fn nss_wrapper() -> PathBuf {
-    let found = std::fs::read_dir("/usr/lib").unwrap();
-    found
-        .map(|folder| folder.unwrap().path().join("libnss_wrapper.so"))
-        .find(|path| path.exists())
-        .expect("libnss-wrapper (see .ci/install)")
-}
 
 /// Two hosts at one port of two addresses.
 async fn pair(pki: &Pki) -> (Upstream, Arc<AtomicBool>, Upstream) {
@@ -63,14 +53,10 @@ async fn traffic_moves_to_a_new_address_within_the_connections_age_and_no_read_f
         std::fs::rename(&whole, &hosts).unwrap();
     };
     name(old.address.ip(), UNIX_EPOCH + Duration::from_secs(1));
-    let environment = vec![
-        ("LD_PRELOAD", nss_wrapper().display().to_string()),
-        ("NSS_WRAPPER_HOSTS", hosts.display().to_string()),
-    ];
     let setup = Setup {
-        environment,
+        environment: names::from_file(&hosts),
         port: Some(old.address.port()),
-        kybio: "connection_age_max = \"1s\"\n".to_owned(),
+        kybio: "connection_age_max = \"1s\"\nallow_private = true\n".to_owned(),
         ..setup
     };
     let gateway = setup.start().await;

@@ -46,6 +46,7 @@ mod log_injection; // what others choose is text in the log, and no more
 
 // Secrets
 mod credentials; // a key that KYBIO doesn't take is seen within one call, with what to look at
+mod destinations; // S3: a signed body goes to the account's own host, or nowhere
 mod keys; // S2: a bad key file disables its account alone; at a reload the key before it is kept
 mod migration; // callers that still sign for themselves are told from those that don't
 mod rotation; // a key takes another's place under load without a refused signature, and is seen by its fingerprint

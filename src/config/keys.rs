@@ -247,6 +247,12 @@ pub const KEYS: &[Key] = &[
         "Addresses instead of DNS. Host, SNI and verification stay those of base_url.",
     ),
     key(
+        "upstreams.*.allow_private",
+        Kind::Boolean,
+        Fallback::Value("false"),
+        "Let the host's name lead into a private network, or to this machine. Otherwise DNS can't send a signed body there: an address that isn't public isn't connected to, unless resolve or a base_url of this machine says so.",
+    ),
+    key(
         "upstreams.*.connect_timeout",
         Kind::Duration(MS, MINUTE),
         Fallback::Value(r#""5s""#),

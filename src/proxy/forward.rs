@@ -16,6 +16,7 @@ use tokio::time::timeout;
 use tokio::time::timeout_at;
 
 use crate::answers::AnswerClass;
+use crate::name::AccountName;
 use crate::observe::exchange::Answer;
 use crate::observe::exchange::Attempt;
 use crate::observe::exchange::Exchange;
@@ -40,6 +41,7 @@ use crate::retry::Failure;
 use crate::retry::Reason;
 use crate::retry::may_repeat;
 use crate::sign;
+use crate::sign::SignedBody;
 use crate::slots::Claim;
 use crate::slots::Slot;
 use crate::upstream;
@@ -282,6 +284,7 @@ impl Line {
                 body,
             } = answer;
             reply::read(status, &headers, body, settings.reply_bytes_max, answers)
+                .map(|reply| without_signature(reply, &signed, exchange))
                 .map_err(Error::Reply)
         });
         if first && matches!(&verdict, Err(error) if error.outcome() == Outcome::NotSent) {
@@ -416,6 +419,15 @@ impl Line {
         let after = error.retry_after()?;
         Some(after.pause(self.proxy.clock.since_epoch()))
     }
+}
+
+/// A host may answer with what it was asked, as some do to say that a signature is wrong. A caller is told all that but the signature.
+fn without_signature(reply: Reply, signed: &SignedBody, exchange: &Exchange) -> Reply {
+    let Some(plain) = signed.masked_in(reply.plain()) else {
+        return reply;
+    };
+    tracing::warn!(request_id = %exchange.id, account = exchange.account.as_ref().map(AccountName::as_str), "the upstream's answer repeats the signature: it's masked for the caller");
+    reply.reworded(plain)
 }
 
 impl Proxy {

@@ -512,7 +512,10 @@ fn busy(refused: &slots::Refused) -> Told {
 fn upstream(error: &upstream::Error) -> Told {
     let told = |status, code| not_sent(status, code, error).later();
     match error {
-        upstream::Error::Resolve(_) | upstream::Error::Connect(_) | upstream::Error::Tls(_) => {
+        upstream::Error::Resolve(_)
+        | upstream::Error::Destination(_)
+        | upstream::Error::Connect(_)
+        | upstream::Error::Tls(_) => {
             told(StatusCode::BAD_GATEWAY, "upstream-unreachable")
                 .hint("try again later; the gateway's log has the cause under this request id")
         }

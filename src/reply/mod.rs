@@ -117,6 +117,23 @@ impl Reply {
         self.verdict
     }
 
+    /// What it says in full, unpacked.
+    #[must_use]
+    pub fn plain(&self) -> &Bytes {
+        &self.plain
+    }
+
+    /// The same verdict in other words.
+    #[must_use]
+    pub fn reworded(self, plain: Bytes) -> Self {
+        Self {
+            body: plain.clone(),
+            plain,
+            encoding: Encoding::Identity,
+            verdict: self.verdict,
+        }
+    }
+
     /// The bytes for a caller with these header fields, and how they're packed.
     #[must_use]
     pub fn body_for(&self, headers: &HeaderMap) -> (Bytes, Encoding) {
@@ -229,12 +246,13 @@ impl<'de> Deserialize<'de> for Texts {
 
 /// `success` or `error`, in any letter case (contract, section 4).
 fn success<'de, D: Deserializer<'de>>(deserializer: D) -> Result<bool, D::Error> {
-    let status = String::deserialize(deserializer)?;
+    // What it is isn't repeated: it may be anything.
+    let neither = || D::Error::custom("`status` is neither success nor error");
+    let status = String::deserialize(deserializer).map_err(|_| neither())?;
     match status.to_ascii_lowercase().as_str() {
         "success" => Ok(true),
         "error" => Ok(false),
-        // What it is isn't repeated: it may be anything.
-        _ => Err(D::Error::custom("`status` is neither success nor error")),
+        _ => Err(neither()),
     }
 }
 

@@ -13,6 +13,7 @@ use rustls::pki_types::ServerName;
 use socket2::SockRef;
 use socket2::TcpKeepalive;
 use tokio::net::TcpStream;
+use tokio::net::lookup_host;
 use tokio::time::Instant;
 use tokio::time::timeout_at;
 use tokio_rustls::TlsConnector;
@@ -64,9 +65,7 @@ pub(super) async fn connect(
     first: usize,
 ) -> Result<(Wire, Socket), Error> {
     let resolved = timeout_at(deadline, addresses(&upstream.settings)).await;
-    let mut addresses = resolved
-        .map_err(|_| Error::ConnectTimeout)?
-        .map_err(Error::Resolve)?;
+    let mut addresses = resolved.map_err(|_| Error::ConnectTimeout)??;
     let mut last = Error::Resolve(io::Error::new(
         io::ErrorKind::NotFound,
         "the name has no address",
@@ -105,15 +104,14 @@ async fn try_address(upstream: &Upstream, address: SocketAddr) -> Result<(Wire, 
         .map_err(|cause| Error::Tls(with_address(cause)))
 }
 
-async fn addresses(settings: &Settings) -> io::Result<Vec<SocketAddr>> {
+/// Those that the operator wrote, or those that the name has just now and may lead to.
+async fn addresses(settings: &Settings) -> Result<Vec<SocketAddr>, Error> {
     if !settings.resolve.is_empty() {
         return Ok(settings.resolve.clone());
     }
-    Ok(
-        tokio::net::lookup_host((&*settings.base_url.host, settings.base_url.port))
-            .await?
-            .collect(),
-    )
+    let host = (&*settings.base_url.host, settings.base_url.port);
+    let found = lookup_host(host).await.map_err(Error::Resolve)?.collect();
+    settings.reach().filter(found).map_err(Error::Destination)
 }
 
 async fn secure(upstream: &Upstream, stream: TcpStream) -> io::Result<(Wire, Socket)> {

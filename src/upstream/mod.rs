@@ -3,12 +3,14 @@
 
 pub mod breaker;
 pub mod connect;
+pub mod destination;
 pub mod pool;
 pub mod probe;
 pub mod send;
 pub mod wire;
 
 use std::io;
+use std::net::IpAddr;
 use std::net::Ipv6Addr;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -34,6 +36,7 @@ use crate::outcome::Left;
 use crate::upstream::breaker::Breaker;
 use crate::upstream::breaker::Health;
 use crate::upstream::breaker::Pass;
+use crate::upstream::destination::Reach;
 
 /// What configuration says of one host.
 #[derive(Clone, Debug, PartialEq)]
@@ -46,6 +49,8 @@ pub struct Settings {
     pub roots: Roots,
     /// Addresses instead of those that DNS has; empty for DNS. Host, SNI and verification stay the URL's.
     pub resolve: Vec<SocketAddr>,
+    /// Its name may lead into a private network.
+    pub allow_private: bool,
     /// DNS, TCP and TLS together, all addresses included.
     pub connect_timeout: Duration,
     /// A read's attempt.
@@ -62,6 +67,20 @@ pub struct Settings {
     pub reply_bytes_max: usize,
     /// When it's held to be down.
     pub breaker: breaker::Rules,
+}
+
+impl Settings {
+    /// Where its name may lead. Addresses that the operator wrote aren't asked for that.
+    #[must_use]
+    pub fn reach(&self) -> Reach {
+        if self.base_url.is_this_machine() {
+            Reach::Loopback
+        } else if self.allow_private {
+            Reach::Private
+        } else {
+            Reach::Public
+        }
+    }
 }
 
 /// Certificate authorities that a host's certificate may lead to.
@@ -130,11 +149,7 @@ impl BaseUrl {
             Some(_) => return Err(BadUrl::Form),
             None => host,
         };
-        let loopback = host == "localhost"
-            || host
-                .parse::<std::net::IpAddr>()
-                .is_ok_and(|address| address.is_loopback());
-        if !tls && !loopback {
+        if !tls && !is_this_machine(host) {
             return Err(BadUrl::PlainText);
         }
         ServerName::try_from(host).map_err(|_| BadUrl::Form)?;
@@ -156,6 +171,25 @@ impl BaseUrl {
     pub fn is_tls(&self) -> bool {
         self.tls
     }
+
+    /// The host is this machine, by name or by address.
+    #[must_use]
+    pub fn is_this_machine(&self) -> bool {
+        is_this_machine(&self.host)
+    }
+
+    /// The host, if it's written as an address.
+    #[must_use]
+    pub fn address(&self) -> Option<IpAddr> {
+        self.host.parse().ok()
+    }
+}
+
+fn is_this_machine(host: &str) -> bool {
+    host == "localhost"
+        || host
+            .parse::<IpAddr>()
+            .is_ok_and(|address| address.is_loopback())
 }
 
 /// The port that was written, or the scheme's own. What can't be one isn't passed over: signed bodies would go where nobody meant.
@@ -260,6 +294,9 @@ pub enum Error {
     /// The host's name has no address.
     #[error("the host's name can't be resolved")]
     Resolve(#[source] io::Error),
+    /// It has none that may be connected to.
+    #[error("the host's name leads where no call may go")]
+    Destination(#[source] destination::Refused),
     /// No address took the connection. Which, and why, is for the log alone.
     #[error("the host can't be reached")]
     Connect(#[source] io::Error),
@@ -310,6 +347,7 @@ impl Error {
     pub fn left(&self) -> Left {
         match self {
             Self::Resolve(_)
+            | Self::Destination(_)
             | Self::Connect(_)
             | Self::Exhausted(_)
             | Self::Tls(_)
@@ -330,6 +368,7 @@ impl Error {
             // That a host didn't answer in what a slow upload has left over is no fault of its own.
             Self::ConnectTimeout | Self::Timeout(_) if !fair => Health::Unknown,
             Self::Resolve(_)
+            | Self::Destination(_)
             | Self::Connect(_)
             | Self::Tls(_)
             | Self::ConnectTimeout
@@ -354,6 +393,7 @@ impl Error {
     pub fn label(&self) -> &'static str {
         match self {
             Self::Resolve(_) => "resolve",
+            Self::Destination(_) => "destination",
             Self::Connect(_) => "connect",
             Self::Exhausted(_) => "exhausted",
             Self::Tls(_) => "tls",

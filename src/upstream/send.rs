@@ -273,6 +273,7 @@ mod tests {
             base_url: BaseUrl::parse(&format!("http://{address}")).expect("a URL"),
             roots: Roots(Arc::new(RootCertStore::empty())),
             resolve: Vec::new(),
+            allow_private: false,
             connect_timeout: Duration::from_secs(5),
             attempt_timeout: Duration::from_secs(5),
             total_timeout: Duration::from_secs(5),

@@ -7,6 +7,7 @@ pub mod frames;
 pub mod gateway;
 pub mod load;
 pub mod mount;
+pub mod names;
 pub mod neighbours;
 pub mod pki;
 pub mod replies;

@@ -21,6 +21,8 @@ use crate::upstream;
 use crate::upstream::BaseUrl;
 use crate::upstream::Roots;
 use crate::upstream::breaker;
+use crate::upstream::destination;
+use crate::upstream::destination::Kind;
 
 impl Builder<'_> {
     pub(super) fn upstreams(&mut self) -> Vec<route::Settings> {
@@ -59,6 +61,7 @@ impl Builder<'_> {
                 base_url,
                 roots,
                 resolve: checked.addresses(&key("resolve")).to_vec(),
+                allow_private: checked.boolean(&key("allow_private")) == Some(true),
                 connect_timeout: checked.duration(&key("connect_timeout")),
                 attempt_timeout: checked.duration(&key("attempt_timeout")),
                 total_timeout: checked.duration(&key("total_timeout")),
@@ -93,6 +96,7 @@ impl Builder<'_> {
                 queue_max: checked.integer(&key("queue_max")),
                 queue_timeout: checked.duration(&key("queue_timeout")),
             };
+            self.refuse_an_address_that_is_not_public(&settings);
             upstreams.push(route::Settings {
                 upstream: settings,
                 rules,
@@ -106,6 +110,25 @@ impl Builder<'_> {
             );
         }
         upstreams
+    }
+
+    /// A URL with an address in it that would never be connected to.
+    fn refuse_an_address_that_is_not_public(&mut self, settings: &upstream::Settings) {
+        let Some(address) = settings.base_url.address() else {
+            return;
+        };
+        if !settings.resolve.is_empty() || settings.reach().covers(address) {
+            return;
+        }
+        let kind = destination::kind(address);
+        let hint = match kind {
+            Kind::NoHost => "name the host that the vendor gave you",
+            Kind::Public | Kind::Loopback | Kind::Private => {
+                "if the host is really there, write allow_private = true"
+            }
+        };
+        let path = ["upstreams", settings.name.as_str(), "base_url"];
+        self.fault_with_hint(&path, format!("{address} is {kind}"), hint);
     }
 
     /// Keys that are good by themselves, but not together.
