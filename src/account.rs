@@ -86,7 +86,8 @@ impl AppId {
 /// The secret half, as the state of an MD5 that has read it: `appKey` comes first in what is signed (contract, section 1), so
 /// the text itself isn't needed again. The state is as secret as the text: MD5 keeps what hasn't filled a block of 64 bytes as it is. No `Clone`, `Display` or `Serialize`; wiped on drop.
 pub struct AppKey {
-    state: Md5,
+    // It stays where it was made: to move it would leave a copy behind that nobody wipes.
+    state: Box<Md5>,
     tag: Zeroizing<[u8; TAG_LENGTH]>,
 }
 
@@ -168,10 +169,9 @@ impl AppKey {
         let tag = hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, key), TAG_OF);
         let mut whole = Zeroizing::new([0; TAG_LENGTH]);
         whole.copy_from_slice(tag.as_ref());
-        Ok(Self {
-            state: Md5::new_with_prefix(key),
-            tag: whole,
-        })
+        let mut state = Box::<Md5>::default();
+        state.update(key);
+        Ok(Self { state, tag: whole })
     }
 
     /// The keyed state. Called by `sign` alone (`tests/layers.rs` holds that).

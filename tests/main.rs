@@ -45,6 +45,7 @@ mod limits; // U3: how many connections there may be, in total, from each addres
 mod log_injection; // what others choose is text in the log, and no more
 
 // Secrets
+mod concealment; // S1: nobody looks into the gateway's memory, and there a key is in one place
 mod credentials; // a key that KYBIO doesn't take is seen within one call, with what to look at
 mod destinations; // S3: a signed body goes to the account's own host, or nowhere
 mod keys; // S2: a bad key file disables its account alone; at a reload the key before it is kept

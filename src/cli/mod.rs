@@ -2,6 +2,7 @@
 
 mod ask;
 mod check;
+mod concealment;
 mod demo;
 mod health;
 mod pki;
@@ -17,6 +18,7 @@ use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use anyhow::Context;
 use clap::Args;
 use clap::Parser;
 use clap::Subcommand;
@@ -89,27 +91,35 @@ impl Arguments {
     /// Runs the subcommand.
     #[must_use]
     pub fn run(self) -> ExitCode {
-        let ended = match self.command {
-            Command::Demo(arguments) => demo::run(&arguments),
-            Command::Serve(configured) => serve::run(&configured),
-            Command::Check(arguments) => check::run(&arguments),
-            Command::Health(configured) => health::run(&configured),
-            Command::Simulate(arguments) => simulate::run(&arguments),
-            Command::Pki(arguments) => pki::run(&arguments),
-            Command::Config {
-                what: ConfigCommand::Reference,
-            } => reference::run(),
-            Command::Config {
-                what: ConfigCommand::Schema,
-            } => schema::run(),
-            Command::Config {
-                what: ConfigCommand::Show(configured),
-            } => show::run(&configured),
-        };
+        // Before anything is read.
+        let concealed = concealment::conceal().context("concealing the process's memory");
+        let ended = concealed.and_then(|()| self.command.run());
         ended.unwrap_or_else(|error| {
             say_error(&format!("{error:#}"));
             ExitCode::FAILURE
         })
+    }
+}
+
+impl Command {
+    fn run(self) -> anyhow::Result<ExitCode> {
+        match self {
+            Self::Demo(arguments) => demo::run(&arguments),
+            Self::Serve(configured) => serve::run(&configured),
+            Self::Check(arguments) => check::run(&arguments),
+            Self::Health(configured) => health::run(&configured),
+            Self::Simulate(arguments) => simulate::run(&arguments),
+            Self::Pki(arguments) => pki::run(&arguments),
+            Self::Config {
+                what: ConfigCommand::Reference,
+            } => reference::run(),
+            Self::Config {
+                what: ConfigCommand::Schema,
+            } => schema::run(),
+            Self::Config {
+                what: ConfigCommand::Show(configured),
+            } => show::run(&configured),
+        }
     }
 }
 

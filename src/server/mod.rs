@@ -40,6 +40,7 @@ use crate::listener::socket::Address;
 use crate::listener::socket::Bound;
 use crate::listener::socket::Socket;
 use crate::observe::metrics::Metrics;
+use crate::proxy::Proxy;
 use crate::proxy::Worker;
 use crate::server::reload::InForce;
 use crate::server::reload::Reloader;
@@ -267,9 +268,10 @@ impl Server {
             let admin_door = TcpListener::from_std(self.admin_door)?;
             // All end with this runtime, which ends with the last worker.
             tokio::spawn(notify::watchdog(alive, self.stop.closing.clone()));
-            let proxy = Arc::clone(&self.in_force.proxy);
-            for route in proxy.routes.values() {
-                reload::watch_upstream(route, &proxy.clock);
+            // Nothing of this configuration is held for longer than it's in force: it has keys.
+            let Proxy { routes, clock, .. } = &*self.in_force.proxy;
+            for route in routes.values() {
+                reload::watch_upstream(route, clock);
             }
             let usable = Arc::clone(&self.admin.usable);
             tokio::spawn(self.admin.serve(admin_door, self.stop.cut.clone()));

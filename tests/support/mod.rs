@@ -14,6 +14,7 @@ pub mod replies;
 pub mod stand_in;
 pub mod street;
 pub mod tools;
+pub mod unprivileged;
 pub mod upstream;
 pub mod wire;
 
