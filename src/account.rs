@@ -187,6 +187,17 @@ impl AppKey {
         Fingerprint([first, second, third])
     }
 
+    /// Letters and digits, as many as a key has: such a text isn't repeated where somebody may have put a key by mistake.
+    #[must_use]
+    pub fn may_be(text: &str) -> bool {
+        text.len() >= Self::LENGTH_MIN
+            && text.bytes().all(|byte| byte.is_ascii_alphanumeric())
+            && text.bytes().any(|byte| byte.is_ascii_digit())
+    }
+
+    /// Of what may be one. The vendor's have some 19 digits.
+    const LENGTH_MIN: usize = 12;
+
     /// The two are one and the same.
     #[must_use]
     pub fn is(&self, other: &Self) -> bool {

@@ -34,7 +34,7 @@ const ODD: [&[u8]; 8] = [
 ];
 
 /// Everything that events of connections and requests may say.
-const KEYS: [&str; 48] = [
+const KEYS: [&str; 49] = [
     "account",
     "address",
     "admin",
@@ -54,6 +54,7 @@ const KEYS: [&str; 48] = [
     "duplicate",
     "duration_ms",
     "earlier_attempts",
+    "fingerprint",
     "frame",
     "intermediates",
     "issuer",

@@ -53,15 +53,7 @@ fn there_is_one_provider_of_cryptography_in_the_tree() {
     let output = tools::run(
         Command::new(env!("CARGO"))
             .args([
-                "tree",
-                "--offline",
-                "--locked",
-                "--edges",
-                "all",
-                "--target",
-                "all",
-                "--prefix",
-                "none",
+                "tree", "--locked", "--edges", "all", "--target", "all", "--prefix", "none",
             ])
             .current_dir(tools::root()),
     );

@@ -10,6 +10,7 @@ use std::time::Duration;
 use figment::value::Dict;
 use figment::value::Value;
 
+use crate::account::AppKey;
 use crate::config::fault::Fault;
 use crate::config::fault::Place;
 use crate::config::fault::dotted;
@@ -98,9 +99,14 @@ impl<'a> Checked<'a> {
                         |near| format!("did you mean {near}?"),
                     );
                     let place = self.layers.place(path, value, At::Key);
+                    let mut shown = path.clone();
+                    // It may be a key of another kind.
+                    if let Some(name) = shown.last_mut().filter(|name| AppKey::may_be(name)) {
+                        "***".clone_into(name);
+                    }
                     faults.push(Fault {
                         place,
-                        key: dotted(path),
+                        key: dotted(&shown),
                         message: "unknown key".to_owned(),
                         hint: Some(hint),
                     });

@@ -1,5 +1,6 @@
 //! Files that configuration names: certificates, revocation lists, and the secrets.
 
+use std::ffi::OsStr;
 use std::io::ErrorKind;
 use std::path::Path;
 
@@ -77,9 +78,19 @@ pub(super) fn revocation_lists(
     })
 }
 
+/// A file in a fault, unless its name may be a key that was written in the place of one.
+fn named(path: &Path) -> String {
+    let name = path.file_name().and_then(OsStr::to_str);
+    if name.is_some_and(AppKey::may_be) {
+        "the file".to_owned()
+    } else {
+        path.display().to_string()
+    }
+}
+
 /// The certificates of a PEM file, as what others must lead to.
 pub(super) fn roots(reader: &Reader, path: &Path) -> Result<RootCertStore, String> {
-    store(&certificates(reader, path)?).map_err(|error| format!("{}: {error}", path.display()))
+    store(&certificates(reader, path)?).map_err(|error| format!("{}: {error}", named(path)))
 }
 
 /// Certificates, as what others must lead to.
@@ -138,17 +149,15 @@ fn several<T>(
 ) -> Result<Vec<T>, String> {
     let content = reader
         .read(path, PEM_BYTES_MAX)
-        .map_err(|error| format!("{} can't be read: {error}", path.display()))?;
+        .map_err(|error| format!("{} can't be read: {error}", named(path)))?;
     match parse(&content.bytes) {
-        Ok(items) if items.is_empty() => {
-            Err(format!("{}: there isn't {what} in it", path.display()))
-        }
+        Ok(items) if items.is_empty() => Err(format!("{}: there isn't {what} in it", named(path))),
         Ok(items) => Ok(items),
         Err(pem::Error::MissingSectionEnd { .. }) => Err(format!(
             "{}: it's cut short: a section has no end",
-            path.display()
+            named(path)
         )),
-        Err(_) => Err(format!("{}: it isn't well-formed PEM", path.display())),
+        Err(_) => Err(format!("{}: it isn't well-formed PEM", named(path))),
     }
 }
 

@@ -10,6 +10,7 @@ use toml_edit::ImDocument;
 use toml_edit::Item;
 use toml_edit::TomlError;
 
+use crate::account::AppKey;
 use crate::config::environment;
 use crate::config::keys::Key;
 use crate::config::keys::Kind;
@@ -43,27 +44,17 @@ impl From<String> for Wrong {
 }
 
 /// A text that was found, unless it looks as keys do: it may be one in the wrong place.
-fn shown(text: &str) -> String {
-    if is_like_a_key(text) {
+pub(super) fn shown(text: &str) -> String {
+    if AppKey::may_be(text) {
         format!("a text of {} letters and digits", text.len())
     } else {
         format!("{text:?}")
     }
 }
 
-/// Letters and digits, as many as a key has.
-pub(super) fn is_like_a_key(text: &str) -> bool {
-    text.len() >= KEY_LENGTH_MIN
-        && text.bytes().all(|byte| byte.is_ascii_alphanumeric())
-        && text.bytes().any(|byte| byte.is_ascii_digit())
-}
-
-/// The vendor's keys have some 19 digits.
-const KEY_LENGTH_MIN: usize = 12;
-
 fn describe(value: &Value) -> String {
     match value {
-        Value::String(_, text) if is_like_a_key(text) => shown(text),
+        Value::String(_, text) if AppKey::may_be(text) => shown(text),
         Value::String(_, text) => format!("the text {text:?}"),
         Value::Char(_, character) => format!("the text \"{character}\""),
         Value::Bool(_, value) => format!("{value}"),

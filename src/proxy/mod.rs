@@ -23,6 +23,7 @@ use hyper::body::Body;
 use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
 
+use crate::account::AppKey;
 use crate::answers::Answers;
 use crate::clock::Clock;
 use crate::identity::Caller;
@@ -291,7 +292,7 @@ impl Proxy {
                 // What is no operation is named in the log as it was written, or nobody could tell what was wrong.
                 let target = uri.authority().filter(|_| uri.path().is_empty());
                 let target = target.map_or_else(|| uri.path(), |authority| authority.as_str());
-                exchange.target = Some(format!("{method} {target}"));
+                exchange.target = Some(format!("{method} {}", fit_for_a_log(target)));
             })?;
         exchange.operation = Some(Arc::clone(asked.operation()));
         let permit = self.policy.authorize(&caller, asked, headers)?;
@@ -341,6 +342,20 @@ impl Proxy {
     }
 }
 
+/// Digits in a row that no operation's path has, and that a phone number or a uid does.
+const DIGITS_MAX: usize = 5;
+
+/// A target without what was put there by mistake: a member's number, or a key.
+fn fit_for_a_log(target: &str) -> String {
+    let is_fit = |segment: &&str| {
+        let digits = segment.bytes().filter(u8::is_ascii_digit).count();
+        digits <= DIGITS_MAX && !AppKey::may_be(segment)
+    };
+    let segments = target.split('/');
+    let fit = segments.map(|segment| Some(segment).filter(is_fit).unwrap_or("…"));
+    fit.collect::<Vec<_>>().join("/")
+}
+
 /// How long the caller waits, counted from its request's head. It can only shorten what is configured.
 fn patience(headers: &HeaderMap) -> Result<Option<Duration>, Error> {
     let mut values = headers.get_all(TIMEOUT).iter();
@@ -357,5 +372,33 @@ fn patience(headers: &HeaderMap) -> Result<Option<Duration>, Error> {
             patience.map(Some).ok_or(Error::BadTimeout)
         }
         (Some(_), Some(_)) => Err(Error::BadTimeout),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::fit_for_a_log;
+
+    #[test]
+    fn a_logged_target_has_no_numbers_and_no_keys() {
+        for (target, expected) in [
+            (
+                "/openapi/v1/customerOpenApi/add",
+                "/openapi/v1/customerOpenApi/add",
+            ),
+            (
+                "/pospal-api2/openapi/v1/no/such",
+                "/pospal-api2/openapi/v1/no/such",
+            ),
+            ("/customers/17759205640/points", "/customers/…/points"),
+            ("/openapi/v1/roger1AppKey", "/openapi/v1/…"),
+            ("/7319CanaryKey5520", "/…"),
+            ("/phone=1775-920-5640", "/…"),
+            ("//a/", "//a/"),
+            ("*", "*"),
+            ("", ""),
+        ] {
+            assert_eq!(fit_for_a_log(target), expected);
+        }
     }
 }

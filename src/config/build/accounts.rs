@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use crate::account::Account;
 use crate::account::AppId;
+use crate::account::AppKey;
 use crate::account::KeyFault;
 use crate::config::build::Builder;
 use crate::config::build::closest;
@@ -12,7 +13,6 @@ use crate::config::fault::Place;
 use crate::config::fault::dotted;
 use crate::config::files;
 use crate::config::layers::At;
-use crate::config::value::is_like_a_key;
 use crate::name::AccountName;
 use crate::name::UpstreamName;
 
@@ -30,7 +30,7 @@ impl Builder<'_> {
                 let known = checked.names("upstreams");
                 if !known.contains(&upstream) {
                     // A key on the line beside its own isn't repeated.
-                    let message = if is_like_a_key(upstream) {
+                    let message = if AppKey::may_be(upstream) {
                         "there is no upstream of that name".to_owned()
                     } else {
                         format!("there is no [{}]", dotted(&["upstreams", upstream]))

@@ -10,6 +10,7 @@ use crate::config::build::Builder;
 use crate::config::build::closest;
 use crate::config::build::nearest;
 use crate::config::layers::At;
+use crate::config::value::shown;
 use crate::identity::Identity;
 use crate::name::AccountName;
 use crate::name::CallerName;
@@ -37,13 +38,14 @@ impl Builder<'_> {
             );
             let path = ["callers", written, "identities"];
             for (item, text) in checked.texts(&path).iter().enumerate() {
-                let identity = Identity::parse(text).map_err(|error| format!("{text:?}: {error}"));
+                let identity =
+                    Identity::parse(text).map_err(|error| format!("{}: {error}", shown(text)));
                 let Some(identity) = self.keep_at(&path, At::Item(item), identity) else {
                     continue;
                 };
                 if let Some(known_by) = known_by.filter(|known_by| !known_by.fits(&identity)) {
                     let (here, example) = known_by.words();
-                    let message = format!("{text:?} can't be anybody's: {here}");
+                    let message = format!("{} can't be anybody's: {here}", shown(text));
                     let hint = Some(format!("for example: {example}"));
                     nobodys.push(checked.fault(&path, At::Item(item), message, hint));
                 }
@@ -98,7 +100,7 @@ impl Builder<'_> {
             // An account whose table has faults is known by name all the same; that there is none at all is told once.
             let known = checked.names("accounts");
             if !known.is_empty() && !known.iter().any(|name| pattern.matches(name)) {
-                let message = format!("{text:?} matches no account");
+                let message = format!("{} matches no account", shown(text));
                 let hint = closest(text, &known);
                 self.report(&key("accounts"), At::Item(item), message, hint);
             }
@@ -115,7 +117,7 @@ impl Builder<'_> {
                     || "an operation outside the catalogue needs its own [operations.\"module/method\"]".to_owned(),
                     |near| format!("did you mean {:?}?", near.as_str()),
                 );
-                let message = format!("{text:?} matches no operation");
+                let message = format!("{} matches no operation", shown(text));
                 self.report(&path, At::Item(item), message, Some(near));
             } else if !pattern.is_exact() && matching.all(|operation| operation.explicit) {
                 let message = format!("{text:?} grants nothing");
