@@ -2,7 +2,8 @@
 //! goes on with the key it had.
 
 use crate::support::gateway::{APP_KEY, NOT_RELOADED, Setup};
-use crate::support::{Answer, Gateway, Pki, Upstream, tools};
+use crate::support::mount::Mount;
+use crate::support::{Answer, Gateway, Pki, Upstream, tools, unprivileged};
 
 const WRITE: &str = "customerOpenApi/add";
 
@@ -325,4 +326,67 @@ async fn a_key_is_not_kept_for_another_host_behind_the_same_name() {
     let refusal = client.call(WRITE, "{}").await.refusal();
     assert_eq!((refusal.0, &*refusal.1), (503, "account-disabled"));
     assert_eq!(gateway.metric(KEEPING_KEY).await, 0.0);
+}
+
+/// As docs/keys.md has it for Kubernetes: the files are root's, their group is the pod's, and names lead to `..data`.
+#[tokio::test]
+async fn a_kubernetes_secret_serves_a_pod_that_is_not_root() {
+    // Nobody else's.
+    const USER: u32 = 61_186;
+    let pki = Pki::new();
+    let upstream = Upstream::start(&pki).await;
+    let mut setup = Setup::reloaded_by_hand(&pki, &upstream);
+    setup.account("pod", "POD", "");
+    setup.more = setup.more.replace("\"pod.key\"", "\"secrets/pod.key\"");
+    setup.orders.push_str("default_account = \"pod\"\n");
+    setup.write();
+    let secrets = setup.path("secrets");
+    std::fs::create_dir(&secrets).unwrap();
+    unprivileged::give(setup.folder.path(), USER);
+    let put = |folder: &std::path::Path, key: &str, mode: u32, group: u32| {
+        let path = folder.join("pod.key");
+        // Who isn't root can give a file to no other group; the one it has will do then.
+        let group = unprivileged::is_root().then_some(group);
+        std::fs::write(&path, key).unwrap();
+        std::os::unix::fs::chown(&path, None, group).unwrap();
+        tools::write(&path, key, mode);
+    };
+    put(&secrets, "first-key", 0o440, USER);
+    let mut mount = Mount::of(&secrets);
+    let gateway = Gateway::start_by(unprivileged::launch(USER, ""), setup, &[]).await;
+    let client = gateway.client(&pki);
+    assert_eq!(told(&client.call(WRITE, "{}").await), (200, "done"));
+    assert!(upstream.last().is_signed_with("first-key"));
+
+    let mut cases = vec![
+        (0o644, USER, "open to others"),
+        (0o444, USER, "open to others"),
+    ];
+    if unprivileged::is_root() {
+        // Without fsGroup.
+        cases.push((0o440, 0, "may not read"));
+    }
+    for (mode, group, said) in cases {
+        mount.swap(|version| {
+            std::fs::remove_file(version.join("pod.key")).unwrap();
+            put(version, "second-key", mode, group);
+        });
+        let mark = gateway.mark();
+        gateway.reload().await;
+        let event = gateway
+            .event_since(mark, |event| {
+                event["message"] == "account goes on with the key it had"
+            })
+            .await;
+        assert!(event["fault"].as_str().unwrap().contains(said), "{event}");
+        assert_eq!(told(&client.call(WRITE, "{}").await), (200, "done"));
+        assert!(upstream.last().is_signed_with("first-key"), "{mode:o}");
+    }
+    mount.swap(|version| {
+        std::fs::remove_file(version.join("pod.key")).unwrap();
+        put(version, "second-key\n", 0o440, USER);
+    });
+    gateway.reload().await;
+    assert_eq!(told(&client.call(WRITE, "{}").await), (200, "done"));
+    assert!(upstream.last().is_signed_with("second-key"));
 }
