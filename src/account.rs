@@ -29,12 +29,6 @@ pub struct Account {
 }
 
 impl Account {
-    /// The same merchant at the same host: a key of the one is a key of the other.
-    #[must_use]
-    pub fn is_same_at_kybio(&self, other: &Self) -> bool {
-        self.app_id == other.app_id && self.upstream == other.upstream
-    }
-
     /// The account with another key.
     #[must_use]
     pub fn with_key(&self, key: Result<Arc<AppKey>, KeyFault>) -> Self {
@@ -86,9 +80,9 @@ impl AppId {
 /// The secret half, as the state of an MD5 that has read it: `appKey` comes first in what is signed (contract, section 1), so
 /// the text itself isn't needed again. The state is as secret as the text: MD5 keeps what hasn't filled a block of 64 bytes as it is. No `Clone`, `Display` or `Serialize`; wiped on drop.
 pub struct AppKey {
-    // It stays where it was made: to move it would leave a copy behind that nobody wipes.
+    // Both stay where they were made: to move one would leave a copy behind that nobody wipes.
     state: Box<Md5>,
-    tag: Zeroizing<[u8; TAG_LENGTH]>,
+    tag: Box<Zeroizing<[u8; TAG_LENGTH]>>,
 }
 
 /// What people may see of a key: enough to tell one from the next, and the same in each replica. Whoever guesses at keys can rule out
@@ -139,6 +133,11 @@ pub enum KeyFault {
     /// White space or control characters inside.
     #[error("the key has white space or control characters inside")]
     InnerWhitespace,
+    /// Something that isn't ASCII.
+    #[error(
+        "the key has characters that aren't ASCII: is there a byte order mark, or a wide space?"
+    )]
+    NotAscii,
     /// Longer than [`AppKey::LENGTH_MAX`].
     #[error("the key is longer than 256 bytes: is it the right file?")]
     TooLong,
@@ -151,7 +150,7 @@ impl AppKey {
     /// Takes a key as its file has it; white space around it is dropped, because a trailing line break is the classic mistake.
     ///
     /// # Errors
-    /// When what remains is empty, too long, or has white space or control characters inside.
+    /// When what remains is empty, too long, or has anything but printable ASCII inside.
     pub fn new(text: &Zeroizing<Vec<u8>>) -> Result<Self, KeyFault> {
         let key = text.trim_ascii();
         if key.is_empty() {
@@ -166,12 +165,15 @@ impl AppKey {
         {
             return Err(KeyFault::InnerWhitespace);
         }
+        if !key.is_ascii() {
+            return Err(KeyFault::NotAscii);
+        }
         let tag = hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, key), TAG_OF);
-        let mut whole = Zeroizing::new([0; TAG_LENGTH]);
-        whole.copy_from_slice(tag.as_ref());
+        let mut kept = Box::new(Zeroizing::new([0; TAG_LENGTH]));
+        kept.copy_from_slice(tag.as_ref());
         let mut state = Box::<Md5>::default();
         state.update(key);
-        Ok(Self { state, tag: whole })
+        Ok(Self { state, tag: kept })
     }
 
     /// The keyed state. Called by `sign` alone (`tests/layers.rs` holds that).
@@ -183,7 +185,7 @@ impl AppKey {
     /// What people may see of it: the first bytes of an HMAC-SHA-256 under the key, of a text that's the same for all.
     #[must_use]
     pub fn fingerprint(&self) -> Fingerprint {
-        let [first, second, third, ..] = *self.tag;
+        let [first, second, third, ..] = **self.tag;
         Fingerprint([first, second, third])
     }
 
@@ -234,6 +236,15 @@ mod tests {
         check("two words", Some(KeyFault::InnerWhitespace));
         check("two\nlines", Some(KeyFault::InnerWhitespace));
         check("nul\0", Some(KeyFault::InnerWhitespace));
+        for odd in [
+            "\u{feff}1234",
+            "1234\u{a0}",
+            "\u{3000}1234",
+            "12\u{200b}34",
+            "１２３４",
+        ] {
+            check(odd, Some(KeyFault::NotAscii));
+        }
         check(&"k".repeat(257), Some(KeyFault::TooLong));
     }
 

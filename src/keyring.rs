@@ -1,4 +1,4 @@
-//! The keys in use, as people may see them: by fingerprint, since when, and whether KYBIO takes them. Holds no key's text, and prints none.
+//! The keys in use, as people may see them: by fingerprint, since when, and whether KYBIO takes them. Prints nothing else of a key.
 
 use std::collections::HashMap;
 use std::collections::HashSet;
@@ -22,7 +22,7 @@ use crate::observe::metrics::Metrics;
 const REFUSED_INTERVAL: Duration = Duration::from_secs(60);
 
 /// What to look at when a key has never been taken.
-const CHECK_NEW: &str = "is this the key of this app_id at this host, or another account's? is it active there yet? (line breaks and spaces around it in its file don't count)";
+const CHECK_NEW: &str = "is this the key of this app_id at this host, or another account's, or are the two swapped? is it active there yet? (line breaks and spaces around it in its file don't count)";
 
 /// What to look at when it has been.
 const CHECK_OLD: &str =
@@ -37,6 +37,8 @@ struct Entry {
     account: Arc<Account>,
     key: Arc<AppKey>,
     accepted: AtomicBool,
+    /// Another one has its name by now.
+    replaced: AtomicBool,
     shown: IntGauge,
     refused: Mutex<Refused>,
 }
@@ -60,20 +62,20 @@ pub struct Rotation {
 }
 
 impl Keyring {
-    /// The keys of these accounts, shown as taken at `now`, which is wall time since 1970-01-01 UTC. A key that the same account had `before`
-    /// stays as it was.
+    /// The keys of these accounts, shown as taken at `now`, which is wall time since 1970-01-01 UTC. What is known of a key stays known if
+    /// an account of the same name had it `before`, and it `is_same` merchant: the one of before comes first.
     #[must_use]
     pub fn new(
         accounts: &[Arc<Account>],
         before: Option<&Self>,
+        is_same: impl Fn(&Account, &Account) -> bool,
         now: Duration,
         metrics: &Metrics,
     ) -> Self {
         let entry = |account: &Arc<Account>| {
             let key = account.key.as_ref().ok()?;
             let kept = before.and_then(|before| before.0.get(&account.name));
-            let kept =
-                kept.filter(|kept| kept.key.is(key) && kept.account.is_same_at_kybio(account));
+            let kept = kept.filter(|kept| kept.key.is(key) && is_same(&kept.account, account));
             let entry = kept.map_or_else(
                 || Arc::new(Entry::new(account, key, now, metrics)),
                 Arc::clone,
@@ -86,6 +88,10 @@ impl Keyring {
     /// This ring has taken the place of the one `before`: what's only of that isn't shown any more. Returns who has another key now, by name.
     #[must_use]
     pub fn replaces(&self, before: &Self, metrics: &Metrics) -> Vec<Rotation> {
+        for (name, entry) in &before.0 {
+            let kept = self.0.get(name).is_some_and(|now| Arc::ptr_eq(now, entry));
+            entry.replaced.store(!kept, Ordering::Release);
+        }
         let labels = |ring: &Self| -> HashSet<_> {
             let entries = ring.0.values();
             entries
@@ -123,7 +129,10 @@ impl Keyring {
             return;
         };
         // Nearly always it was before.
-        if !entry.accepted.load(Ordering::Relaxed) && !entry.accepted.swap(true, Ordering::AcqRel) {
+        if entry.accepted.load(Ordering::Relaxed) || entry.replaced.load(Ordering::Acquire) {
+            return;
+        }
+        if !entry.accepted.swap(true, Ordering::AcqRel) {
             entry.shown.set(1);
             tracing::info!(account = %account.name, fingerprint = %entry.key.fingerprint(), "KYBIO takes the account's key");
         }
@@ -148,7 +157,7 @@ impl Keyring {
         } else {
             CHECK_NEW
         };
-        tracing::warn!(account = %account.name, app_id = account.app_id.as_str(), fingerprint = %entry.key.fingerprint(), answers, check, "KYBIO doesn't take the account's key");
+        tracing::warn!(account = %account.name, fingerprint = %entry.key.fingerprint(), answers, check, "KYBIO doesn't take the account's key");
     }
 }
 
@@ -167,6 +176,7 @@ impl Entry {
             account: Arc::clone(account),
             key: Arc::clone(key),
             accepted: AtomicBool::new(false),
+            replaced: AtomicBool::new(false),
             shown,
             refused: Mutex::default(),
         }

@@ -89,7 +89,8 @@ async fn what_means_that_a_key_is_refused_can_be_configured() {
 async fn many_refusals_are_one_line() {
     let pki = Pki::new();
     let upstream = Upstream::scripted(&pki, |seen| {
-        if seen.is_signed_with(APP_KEY) && seen.place.nth == 1 {
+        let first = seen.place.connection == 0 && seen.place.nth == 1;
+        if seen.is_signed_with(APP_KEY) && first {
             Act::ok(SUCCESS)
         } else {
             Act::ok(r#"{"status":"error","messages":["签名不正确"],"errorCode":null}"#)

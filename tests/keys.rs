@@ -11,13 +11,14 @@ const KEEPING_KEY: &str = "kybio_gateway_accounts_keeping_key";
 const DISABLED: &str = "kybio_gateway_accounts_disabled";
 
 /// Name, content and mode of key files that can't be used, and what is said of each.
-const BAD: [(&str, Option<&str>, u32, &str); 6] = [
+const BAD: [(&str, Option<&str>, u32, &str); 7] = [
     ("missing", None, 0, "no such key file"),
     ("empty", Some(""), 0o600, "is empty"),
     ("blank", Some(" \n"), 0o600, "is empty"),
     ("readable", Some("a-key"), 0o644, "open to others"),
     ("writable", Some("a-key"), 0o602, "open to others"),
     ("spaced", Some("two words"), 0o600, "white space"),
+    ("marked", Some("\u{feff}a-key"), 0o600, "byte order mark"),
 ];
 
 fn put(setup: &Setup, file: &str, content: Option<&str>, mode: u32) {
@@ -86,7 +87,7 @@ async fn a_bad_key_file_disables_its_account_alone() {
         "the others go on"
     );
     assert!(upstream.only().is_signed_with(APP_KEY));
-    assert_eq!(gateway.metric("kybio_gateway_accounts_disabled").await, 6.0);
+    assert_eq!(gateway.metric("kybio_gateway_accounts_disabled").await, 7.0);
     assert_eq!(gateway.admin_get("/readyz").await.0, 200);
 }
 
@@ -389,4 +390,44 @@ async fn a_kubernetes_secret_serves_a_pod_that_is_not_root() {
     gateway.reload().await;
     assert_eq!(told(&client.call(WRITE, "{}").await), (200, "done"));
     assert!(upstream.last().is_signed_with("second-key"));
+}
+
+/// Whom an access control list lets in, the mode doesn't show.
+#[test]
+fn a_key_file_that_a_list_opens_to_others_is_refused() {
+    let pki = Pki::new();
+    let setup = Setup::new(&pki, None);
+    let path = setup.write();
+    let me = rustix::process::geteuid().as_raw();
+    for (user, mask, good) in [(me, 4_u16, true), (me + 1, 4, false), (me + 1, 0, true)] {
+        // acl(5): the owner, one user by name, the group, the mask, others.
+        let mut list = 2_u32.to_le_bytes().to_vec();
+        for (tag, permissions, id) in [
+            (1_u16, 6_u16, u32::MAX),
+            (2, 4, user),
+            (4, 0, u32::MAX),
+            (16, mask, u32::MAX),
+            (32, 0, u32::MAX),
+        ] {
+            list.extend(tag.to_le_bytes());
+            list.extend(permissions.to_le_bytes());
+            list.extend(id.to_le_bytes());
+        }
+        let name = "system.posix_acl_access";
+        rustix::fs::setxattr(
+            setup.path("main.key"),
+            name,
+            &list,
+            rustix::fs::XattrFlags::empty(),
+        )
+        .unwrap();
+        let check = tools::run(tools::binary().args(["check", "--config"]).arg(&path));
+        let said = tools::stderr(&check);
+        assert_eq!(
+            check.status.code(),
+            Some(if good { 0 } else { 78 }),
+            "{user} {mask}: {said}"
+        );
+        assert_eq!(said.contains("open to others"), !good, "{said}");
+    }
 }

@@ -1,8 +1,11 @@
 //! Services that were moved to the gateway and still sign are told from those that don't: their signature is checked here, counted, and goes
 //! no further.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use crate::support::gateway::{APP_ID, APP_KEY};
-use crate::support::upstream::signature;
+use crate::support::upstream::{Refusing, SUCCESS, signature};
 use crate::support::{Answer, Gateway, Pki, Setup, Upstream};
 
 const WRITE: &str = "customerOpenApi/add";
@@ -120,20 +123,68 @@ async fn each_callers_own_signatures_are_checked_and_counted_and_go_no_further()
     assert_eq!(counts(&gateway, "stock").await, [0.0; 3]);
 }
 
-/// What is refused before its body is read says nothing of who holds a key.
+/// Nobody is told of what costs no call: a caller could try out any number of keys with it.
 #[tokio::test]
-async fn refused_requests_are_not_counted() {
+async fn what_was_not_sent_is_not_counted() {
     let pki = Pki::new();
-    let upstream = Upstream::start(&pki).await;
-    let gateway = Setup::new(&pki, Some(upstream.address)).start().await;
+    let refusing = Arc::new(AtomicBool::new(false));
+    let host = Refusing {
+        refusing: Arc::clone(&refusing),
+        answer: SUCCESS,
+    };
+    let upstream = Upstream::with(&pki, host).await;
+    let mut setup = Setup::new(&pki, Some(upstream.address));
+    setup.kybio.push_str("attempts_max = 1\n");
+    let gateway = setup.start().await;
     let client = gateway.client(&pki);
-    let signed = signature(APP_KEY, b"not json");
-    let headers = [("data-signature", &*signed)];
-    for (operation, body) in [("no/such", "{}"), (WRITE, "not json")] {
-        let answer = client.call_with(operation, &headers, body).await;
-        assert!(answer.status.is_client_error());
+    let mut told = Vec::new();
+    let mut ask = async |operation: &str, body: &str, named: bool| {
+        let signed = signature(APP_KEY, body.as_bytes());
+        let mut headers = vec![("data-signature", &*signed)];
+        if named {
+            headers.push(("kybio-gateway-account", "main"));
+        }
+        let answer = client.call_with(operation, &headers, body.to_owned()).await;
+        assert_eq!(answer.header("kybio-gateway-outcome"), "not-sent");
         assert!(!answer.text().contains(&signed));
+        told.push(answer.header("kybio-gateway-request-id").to_owned());
+    };
+    ask("no/such", "{}", false).await;
+    ask(WRITE, "not json", false).await;
+    ask(WRITE, "{\"appId\":\"zzz\"}", true).await;
+    refusing.store(true, Ordering::SeqCst);
+    upstream.drop_connections().await;
+    for _ in 0..15 {
+        ask(WRITE, "{}", false).await;
+    }
+    for id in &told {
+        let line = gateway.request_event(id).await;
+        assert!(line.get("caller_signature").is_none(), "{line}");
     }
     assert_eq!(counts(&gateway, "orders").await, [0.0; 3]);
     assert!(upstream.seen().is_empty());
+}
+
+/// They're there before they count anything: nobody sees a series that begins at 1 as a change.
+#[tokio::test]
+async fn each_callers_counts_begin_at_zero_also_after_a_reload() {
+    let pki = Pki::new();
+    let upstream = Upstream::start(&pki).await;
+    let mut gateway = Setup::reloaded_by_hand(&pki, &upstream).start().await;
+    let zeros = async |gateway: &Gateway, caller: &str| {
+        let text = gateway.metrics().await;
+        ["match", "mismatch", "absent"].iter().all(|result| {
+            text.contains(&format!(
+                "kybio_gateway_caller_signatures_total{{caller={caller:?},result={result:?}}} 0\n"
+            ))
+        })
+    };
+    assert!(zeros(&gateway, "orders").await);
+    assert!(!zeros(&gateway, "stock").await);
+    gateway.setup.more.push_str(
+        "[callers.stock]\nidentities = [\"dns:stock.internal\"]\naccounts = [\"main\"]\noperations = [\"*\"]\n",
+    );
+    gateway.setup.write();
+    gateway.reload().await;
+    assert!(zeros(&gateway, "stock").await);
 }

@@ -500,3 +500,25 @@ fn the_page_about_the_stand_in_has_every_fault() {
     assert_eq!(names.len(), 12);
     assert_eq!(rows.collect::<Vec<_>>(), names);
 }
+
+#[test]
+fn a_key_file_without_a_key_is_an_error() {
+    let folder = tempfile::tempdir().unwrap();
+    tools::write(&folder.path().join("main.key"), " \n\n", 0o600);
+    let ended = tools::run(
+        tools::binary()
+            .args([
+                "simulate",
+                "--address",
+                "127.0.0.1:0",
+                "--account",
+                "abcdefghijklmn=main.key",
+            ])
+            .current_dir(folder.path()),
+    );
+    assert_eq!(ended.status.code(), Some(1));
+    assert!(
+        tools::stderr(&ended).contains("main.key: there's no key in it"),
+        "{ended:?}"
+    );
+}

@@ -255,3 +255,32 @@ async fn a_trial_that_was_not_sent_costs_no_interval() {
     assert_eq!(told(&client.call(WRITE, "{}").await), (429, "not-sent"));
     assert_eq!(upstream.seen().len(), 2);
 }
+
+/// What looks like a word on the key is a guess: it says that calls are counted no more, as any other answer does.
+#[tokio::test]
+async fn a_trial_that_is_answered_with_a_word_on_signatures_finds_out_that_there_are_calls() {
+    const OTHER: &str =
+        r#"{"status":"error","messages":["the customer's signature image is too large"]}"#;
+    let pki = Pki::new();
+    let offset = offset_far_from_midnight().1;
+    let answered = Arc::new(AtomicBool::new(false));
+    let used_up = Arc::clone(&answered);
+    let upstream = Upstream::scripted(&pki, move |_| {
+        if used_up.swap(true, Ordering::SeqCst) {
+            Act::ok(OTHER)
+        } else {
+            Act::ok(USED_UP)
+        }
+    })
+    .await;
+    let mut setup = Setup::new(&pki, Some(upstream.address));
+    setup.kybio = format!("utc_offset = \"{offset}\"\nquota_trial_interval = \"1s\"\n");
+    let gateway = setup.start().await;
+    let client = gateway.client(&pki);
+    assert_eq!(told(&client.call(WRITE, "{}").await), (200, "rejected"));
+    while told(&client.call(READ, "{}").await) == (429, "not-sent") {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(told(&client.call(WRITE, "{}").await), (200, "rejected"));
+    assert_eq!(gateway.metric(GAUGE).await, 0.0);
+}

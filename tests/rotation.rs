@@ -2,6 +2,7 @@
 //! seen without seeing it.
 
 use std::collections::BTreeSet;
+use std::io::{Read, Write};
 
 use time::OffsetDateTime;
 
@@ -331,4 +332,60 @@ async fn rotations_leave_as_many_series_as_there_were() {
         .map(|(account, ..)| account)
         .collect();
     assert_eq!(taken.len(), names.len() + 1);
+}
+
+/// That one host has taken a key says nothing of another behind the same name.
+#[tokio::test]
+async fn a_key_is_not_known_to_be_taken_at_another_host() {
+    let pki = Pki::new();
+    let upstream = Upstream::start(&pki).await;
+    let gateway = Setup::reloaded_by_hand(&pki, &upstream).start().await;
+    let client = gateway.client(&pki);
+    assert_eq!(client.call(WRITE, "{}").await.status, 200);
+    let accepted = async || series(&gateway, ACCEPTED).await[0].2;
+    assert_eq!(accepted().await, 1.0);
+    let path = gateway.setup.path("gateway.toml");
+    tools::change(&path, |text| {
+        text.replace("level = \"info\"", "level = \"debug\"")
+    });
+    gateway.reload().await;
+    assert_eq!(accepted().await, 1.0, "it's still the same host");
+    tools::change(&path, |text| text.replace("pospal-api2", "pospal-api3"));
+    gateway.reload().await;
+    assert_eq!(accepted().await, 0.0);
+    assert_eq!(client.call(WRITE, "{}").await.status, 200);
+    assert_eq!(accepted().await, 1.0);
+}
+
+/// Whatever has the address of the admin listener: only a gateway knows its keys.
+#[test]
+fn another_program_at_the_admin_address_is_not_believed() {
+    let pki = Pki::new();
+    let setup = Setup::new(&pki, None);
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    let serving = std::thread::spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        let _ = stream.read(&mut [0; 1_024]).unwrap();
+        let page = format!("{TAKEN}{{account=\"main\",fingerprint=\"0badf0\"}} 1\n");
+        let length = page.len();
+        write!(
+            stream,
+            "HTTP/1.1 200 OK\r\ncontent-length: {length}\r\nconnection: close\r\n\r\n{page}"
+        )
+        .unwrap();
+    });
+    let admin = format!("admin.address={address}");
+    let output = tools::run(
+        tools::binary()
+            .args(["config", "show", "--set", &admin, "--config"])
+            .arg(setup.write()),
+    );
+    serving.join().unwrap();
+    let text = tools::stdout(&output);
+    assert!(
+        text.contains(&format!("No gateway answers at {address}")),
+        "{text}"
+    );
+    assert!(!text.contains("0badf0"), "{text}");
 }

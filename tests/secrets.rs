@@ -10,6 +10,7 @@ use std::process::{Command, Stdio};
 use http::Response;
 use http_body_util::Full;
 
+use crate::support::frames::{self, END_HEADERS, END_STREAM, Frames, HEADERS};
 use crate::support::gateway::{APP_ID, NOT_RELOADED};
 use crate::support::upstream::{Act, SUCCESS, signature};
 use crate::support::{Client, Gateway, Pki, Setup, Upstream, names, tools, unprivileged};
@@ -54,6 +55,20 @@ impl Search {
         text
     }
 
+    /// What /proc says of a process. Of a concealed one nobody but root may read all of it.
+    fn process(&mut self, pid: u32, file: &str) {
+        match std::fs::read(format!("/proc/{pid}/{file}")) {
+            Ok(read) => {
+                assert!(!read.is_empty(), "{file}");
+                self.heard(file, read);
+            }
+            Err(error) => assert!(
+                !unprivileged::is_root() && file == "environ",
+                "{file}: {error}"
+            ),
+        }
+    }
+
     /// All files below a folder, but those that hold keys because the test put them there.
     fn files(&mut self, folder: &Path, with_keys: &[&str]) {
         for entry in std::fs::read_dir(folder).unwrap() {
@@ -62,10 +77,7 @@ impl Search {
             if path.is_dir() {
                 self.files(&path, with_keys);
             } else if !with_keys.contains(&name) {
-                self.heard(
-                    path.display().to_string(),
-                    std::fs::read(&path).unwrap_or_default(),
-                );
+                self.heard(path.display().to_string(), std::fs::read(&path).unwrap());
             }
         }
     }
@@ -270,6 +282,40 @@ async fn calls(search: &mut Search, client: &Client) {
     }
 }
 
+/// HTTP/2 heads that the library refuses, each with a word on what it was.
+async fn malformed(client: &Client) {
+    let path = format!("/openapi/v1/x?appKey={CANARY} {DIGITS}");
+    let plain = [
+        (":method", "POST"),
+        (":scheme", "https"),
+        (":authority", "gateway.test"),
+        (":path", "/"),
+    ];
+    for (name, value) in [
+        (":path", &*path),
+        (":authority", &*format!("{CANARY}:{DIGITS}@gateway.test:x")),
+        (":scheme", &*format!("{CANARY} {DIGITS}")),
+        (":method", &*format!("{CANARY} {DIGITS}")),
+        (":status", CANARY),
+        (&*format!(":{CANARY}"), DIGITS),
+        ("te", CANARY),
+        ("connection", CANARY),
+        ("content-length", CANARY),
+    ] {
+        let mut fields: Vec<_> = plain
+            .into_iter()
+            .filter(|(plain, _)| *plain != name)
+            .collect();
+        fields.push((name, value));
+        let mut frames = Frames::open(client).await;
+        let block = frames::block(&fields);
+        let head = frames::frame(HEADERS, END_HEADERS | END_STREAM, 1, &block);
+        let _ = frames.write_all(&head).await;
+        // It's answered, reset, or the connection ends.
+        let _ = frames.next().await;
+    }
+}
+
 #[tokio::test]
 async fn nothing_that_comes_out_holds_a_key_or_a_signature() {
     let pki = Pki::new();
@@ -315,6 +361,7 @@ async fn nothing_that_comes_out_holds_a_key_or_a_signature() {
     for client in [gateway.client(&pki), gateway.http2_client(&pki)] {
         calls(&mut search, &client).await;
     }
+    malformed(&gateway.http2_client(&pki)).await;
     drop(
         gateway
             .client_with(&pki, &Pki::new().caller("spiffe://shop.example/orders"))
@@ -434,8 +481,7 @@ async fn nothing_that_comes_out_holds_a_key_or_a_signature() {
         );
     }
     for file in ["cmdline", "environ", "comm", "status"] {
-        let read = std::fs::read(format!("/proc/{}/{file}", gateway.pid()));
-        search.heard(file, read.unwrap_or_default());
+        search.process(gateway.pid(), file);
     }
     gateway.signal("TERM");
     assert!(gateway.ended().await.success());
@@ -443,7 +489,7 @@ async fn nothing_that_comes_out_holds_a_key_or_a_signature() {
     assert!(
         printed
             .iter()
-            .any(|line| line.contains("\"level\":\"TRACE\"")),
+            .any(|line| line.contains("\"level\":\"DEBUG\"")),
         "it logs everything"
     );
     search.heard("the log", printed.join("\n"));
@@ -466,6 +512,77 @@ async fn nothing_that_comes_out_holds_a_key_or_a_signature() {
         search.secret(seen.header("data-signature"));
     }
     assert!(search.came_out.len() > 400, "{}", search.came_out.len());
+    search.finds_nothing();
+}
+
+/// A key in the place of any value that there is, with quotes and without: whoever is told that it doesn't belong there isn't told what it was.
+#[test]
+fn a_key_in_the_place_of_any_other_value_is_not_repeated() {
+    let pki = Pki::new();
+    let setup = Setup::new(&pki, None);
+    let path = setup.write();
+    let good = std::fs::read_to_string(&path).unwrap();
+    let reference = tools::stdout(&tools::run(tools::binary().args(["config", "reference"])));
+    let mut search = Search::new(&[CANARY, DIGITS]);
+    let (mut table, mut keys) = (String::new(), 0);
+    for line in reference.lines() {
+        if line.starts_with('[') {
+            line.trim_matches(['[', ']']).clone_into(&mut table);
+        }
+        let Some((key, _)) = line.trim_start_matches("# ").split_once(" = ") else {
+            continue;
+        };
+        // What comes before the equals sign of a sentence is no key. An appId can't be told from a key with letters, nor a message's words.
+        if !key
+            .bytes()
+            .all(|byte| byte.is_ascii_lowercase() || byte == b'_')
+        {
+            continue;
+        }
+        keys += 1;
+        let free = ["app_id", "match"].contains(&key);
+        let mut values = vec![
+            format!("\"{DIGITS}\""),
+            DIGITS.to_owned(),
+            format!("[\"{DIGITS}\"]"),
+            format!("{DIGITS}.5"),
+        ];
+        if !free {
+            values.extend([
+                format!("\"{CANARY}\""),
+                format!("[\"{CANARY}\"]"),
+                CANARY.to_owned(),
+            ]);
+        }
+        for value in values {
+            let line = format!("{key} = {value}\n");
+            let at = good
+                .find(&format!("[{table}]\n"))
+                .map(|at| at + table.len() + 3);
+            let text = match at {
+                _ if table.is_empty() => format!("{line}{good}"),
+                None => format!("{good}\n[{table}]\n{line}"),
+                Some(at) => {
+                    let rest: Vec<_> = good[at..].split_inclusive('\n').collect();
+                    let end = rest
+                        .iter()
+                        .position(|line| line.starts_with('['))
+                        .unwrap_or(rest.len());
+                    let kept: String = rest[..end]
+                        .iter()
+                        .filter(|line| !line.starts_with(&format!("{key} =")))
+                        .copied()
+                        .collect();
+                    format!("{}{line}{kept}{}", &good[..at], rest[end..].concat())
+                }
+            };
+            std::fs::write(&path, text).unwrap();
+            for command in [&["check"][..], &["config", "show"]] {
+                search.ran(tools::binary().args(command).arg("--config").arg(&path));
+            }
+        }
+    }
+    assert!(keys > 60, "{keys}");
     search.finds_nothing();
 }
 
@@ -500,10 +617,8 @@ async fn a_panic_tells_no_key() {
     gateway.signal("TERM");
     gateway.ended().await;
     let printed = gateway.printed().join("\n");
-    if unprivileged::is_root() {
-        assert!(printed.contains("panicked at"), "{printed}");
-        assert_eq!(answer.refusal().1, "internal");
-    }
+    assert!(printed.contains("panicked at"), "{printed}");
+    assert_eq!(answer.refusal().1, "internal");
     search.heard("the log", printed);
     search.secret(&signature(
         CANARY,
@@ -540,10 +655,7 @@ fn the_demo_shows_no_key_and_no_signature() {
     let mut search = Search::new(&[&key]);
     let pid = child.id();
     for file in ["cmdline", "environ"] {
-        search.heard(
-            file,
-            std::fs::read(format!("/proc/{pid}/{file}")).unwrap_or_default(),
-        );
+        search.process(pid, file);
     }
     search.files(&own, &["main.key"]);
     assert!(
@@ -661,35 +773,30 @@ async fn an_answer_that_is_none_is_not_quoted() {
 /// The search can fail: each spelling is found wherever it stands.
 #[test]
 fn the_search_finds_what_it_looks_for() {
-    let secret = CANARY;
-    let escaped = |text: &str| {
-        text.bytes()
-            .map(|byte| format!("\\u{byte:04x}"))
-            .collect::<String>()
+    let hits = |leak: &str| {
+        let mut search = Search::new(&[CANARY]);
+        search.heard("a leak", leak);
+        search.hits().len()
     };
-    let hex: String = secret.bytes().map(|byte| format!("{byte:02x}")).collect();
-    for leak in [
-        format!("key={secret}."),
-        format!("key={}.", secret.to_uppercase()),
-        format!("key={hex}."),
-        format!("key={}.", hex.to_uppercase()),
-        format!("key={}.", escaped(secret)),
-        format!("key={}", &secret[..8]),
-        format!("key={}", &secret[8..]),
-        format!("{:?}", secret.as_bytes())
-            .trim_end_matches(']')
-            .to_owned()
-            + ", ",
-        // `printf '…key=…' | base64`, with one to three bytes more before it.
-        "eGtleT03MzE5Q2FuYXJ5S2V5NTUyMC4=".to_owned(),
-        "eHhrZXk9NzMxOUNhbmFyeUtleTU1MjAu".to_owned(),
-        "eHh4a2V5PTczMTlDYW5hcnlLZXk1NTIwLg==".to_owned(),
-    ] {
-        let mut search = Search::new(&[secret]);
-        search.heard("a leak", &*leak);
-        assert!(!search.hits().is_empty(), "{leak}");
+    let all = spellings(CANARY);
+    assert!(all.len() >= 17);
+    for spelling in &all {
+        assert!(hits(&format!("key={spelling}.")) > 0, "{spelling}");
     }
-    let mut search = Search::new(&[secret]);
-    search.heard("no leak", "7319 Canary 5520");
-    search.finds_nothing();
+    // As other programs write it: Python's repr, `printf 'key=…' | base64` with one to three bytes more before it, `rev`, jq.
+    for leak in [
+        "b'7319CanaryKey5520'",
+        "[55, 51, 49, 57, 67, 97, 110, 97, 114, 121, 75, 101, 121, 53, 53, 50, 48, 33]",
+        "eGtleT03MzE5Q2FuYXJ5S2V5NTUyMC4=",
+        "eHhrZXk9NzMxOUNhbmFyeUtleTU1MjAu",
+        "eHh4a2V5PTczMTlDYW5hcnlLZXk1NTIwLg==",
+        "key=0255yeKyranaC9137",
+        "373331394361",
+        "7319Canary",
+    ] {
+        let found = hits(leak) > 0;
+        // Less than a half isn't looked for.
+        assert_eq!(found, leak != "373331394361", "{leak}");
+    }
+    assert_eq!(hits("7319 Canary 5520"), 0);
 }

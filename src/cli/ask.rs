@@ -24,18 +24,19 @@ use tokio::time::timeout;
 /// A healthy gateway answers in a millisecond.
 const TIMEOUT: Duration = Duration::from_secs(3);
 
-/// The metrics of ten thousand accounts are some megabytes.
-const BODY_BYTES_MAX: usize = 64 * 1024 * 1024;
-
-/// What's at this path, as text.
+/// What's at this path, as text of at most so many bytes.
 ///
 /// # Errors
 /// When no whole answer comes in time.
-pub(super) fn get(address: SocketAddr, path: &str) -> anyhow::Result<(StatusCode, String)> {
+pub(super) fn get(
+    address: SocketAddr,
+    path: &str,
+    bytes_max: usize,
+) -> anyhow::Result<(StatusCode, String)> {
     let runtime = runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
-    let asked = runtime.block_on(async { timeout(TIMEOUT, ask(address, path)).await });
+    let asked = runtime.block_on(async { timeout(TIMEOUT, ask(address, path, bytes_max)).await });
     asked
         .with_context(|| format!("no answer from {address}"))?
         .with_context(|| format!("no answer from {address}"))
@@ -51,7 +52,11 @@ pub(super) fn reachable(address: SocketAddr) -> SocketAddr {
     SocketAddr::new(ip, address.port())
 }
 
-async fn ask(address: SocketAddr, path: &str) -> anyhow::Result<(StatusCode, String)> {
+async fn ask(
+    address: SocketAddr,
+    path: &str,
+    bytes_max: usize,
+) -> anyhow::Result<(StatusCode, String)> {
     let stream = TcpStream::connect(address).await?;
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
     let request = Request::get(path)
@@ -60,7 +65,7 @@ async fn ask(address: SocketAddr, path: &str) -> anyhow::Result<(StatusCode, Str
     let asked = async {
         let response = sender.send_request(request).await?;
         let status = response.status();
-        let body = Limited::new(response.into_body(), BODY_BYTES_MAX)
+        let body = Limited::new(response.into_body(), bytes_max)
             .collect()
             .await
             .map_err(|error| anyhow::anyhow!(error))?;
@@ -69,8 +74,13 @@ async fn ask(address: SocketAddr, path: &str) -> anyhow::Result<(StatusCode, Str
             String::from_utf8_lossy(&body.to_bytes()).into_owned(),
         ))
     };
+    let mut asked = std::pin::pin!(asked);
     tokio::select! {
-        answer = asked => answer,
-        ended = connection => bail!("the connection ended: {ended:?}"),
+        answer = &mut asked => answer,
+        ended = connection => match ended {
+            // Who closes after the answer has sent it.
+            Ok(()) => asked.await,
+            Err(error) => bail!("the connection ended: {error}"),
+        },
     }
 }

@@ -34,10 +34,15 @@ pub(super) fn run(configured: &Configured) -> anyhow::Result<ExitCode> {
     }
 }
 
+/// Those of ten thousand accounts are some megabytes.
+const METRICS_BYTES_MAX: usize = 64 * 1024 * 1024;
+
 /// `None` if no gateway answers there.
 fn keys_in_use(address: SocketAddr) -> Option<BTreeMap<String, KeyInUse>> {
-    let (status, metrics) = ask::get(address, "/metrics").ok()?;
-    (status == StatusCode::OK).then(|| metrics.lines().filter_map(key_in_use).collect())
+    let (status, metrics) = ask::get(address, "/metrics", METRICS_BYTES_MAX).ok()?;
+    // Something else may have its address.
+    let is_ours = status == StatusCode::OK && metrics.contains("\nkybio_gateway_build_info{");
+    is_ours.then(|| metrics.lines().filter_map(key_in_use).collect())
 }
 
 /// A line such as `kybio_gateway_account_key_taken_timestamp_seconds{account="main",fingerprint="d42ae0"} 1764000000.5`. Names of accounts

@@ -97,9 +97,13 @@ fn accounts(arguments: &[(String, PathBuf)]) -> anyhow::Result<Vec<Account>> {
     let accounts = arguments.iter().map(|(app_id, file)| {
         let text = fs::read_to_string(file).with_context(|| file.display().to_string())?;
         let app_keys = text.lines().map(str::trim).filter(|key| !key.is_empty());
+        let app_keys: Vec<_> = app_keys.map(ToOwned::to_owned).collect();
+        if app_keys.is_empty() {
+            bail!("{}: there's no key in it", file.display());
+        }
         Ok(Account {
             app_id: app_id.clone(),
-            app_keys: app_keys.map(ToOwned::to_owned).collect(),
+            app_keys,
         })
     });
     accounts.collect()

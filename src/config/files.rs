@@ -1,11 +1,8 @@
 //! Files that configuration names: certificates, revocation lists, and the secrets.
 
-use std::ffi::OsStr;
 use std::io::ErrorKind;
 use std::path::Path;
 
-use rustix::process::getegid;
-use rustix::process::getgroups;
 use rustls::RootCertStore;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::CertificateRevocationListDer;
@@ -15,8 +12,8 @@ use rustls::pki_types::pem::PemObject;
 
 use crate::account::AppKey;
 use crate::account::KeyFault;
-use crate::config::environment;
 use crate::config::reader::Reader;
+use crate::config::value::shown_path;
 
 /// A PEM file is larger than this only by mistake.
 const PEM_BYTES_MAX: u64 = 16 * 1024 * 1024;
@@ -33,29 +30,10 @@ pub(super) fn app_key(reader: &Reader, path: &Path) -> Result<AppKey, KeyFault> 
             ErrorKind::FileTooLarge => KeyFault::TooLong,
             _ => KeyFault::Unreadable,
         })?;
-    let credential =
-        environment::credentials_directory().is_some_and(|folder| path.starts_with(folder));
-    let private = is_private(content.mode, content.group)
-        || (credential && is_from_systemd(content.mode, content.user, content.group));
-    if !private {
+    if !content.access.is_private() {
         return Err(KeyFault::Permissions);
     }
     AppKey::new(&content.bytes)
-}
-
-/// Others have no access, and the group may read only if the process belongs to it.
-fn is_private(mode: u32, group: u32) -> bool {
-    let ours = || {
-        getegid().as_raw() == group
-            || getgroups().is_ok_and(|groups| groups.iter().any(|ours| ours.as_raw() == group))
-    };
-    mode & 0o027 == 0 && (mode & 0o040 == 0 || ours())
-}
-
-/// Since version 254, systemd hands credentials over as root's, with an ACL for the service's user: what looks like the group's right
-/// to read is the ACL's mask (systemd issue 29435). The folder itself lets nobody else in.
-fn is_from_systemd(mode: u32, user: u32, group: u32) -> bool {
-    mode & 0o777 == 0o440 && user == 0 && group == 0
 }
 
 /// All certificates of a PEM file, at least one.
@@ -78,19 +56,9 @@ pub(super) fn revocation_lists(
     })
 }
 
-/// A file in a fault, unless its name may be a key that was written in the place of one.
-fn named(path: &Path) -> String {
-    let name = path.file_name().and_then(OsStr::to_str);
-    if name.is_some_and(AppKey::may_be) {
-        "the file".to_owned()
-    } else {
-        path.display().to_string()
-    }
-}
-
 /// The certificates of a PEM file, as what others must lead to.
 pub(super) fn roots(reader: &Reader, path: &Path) -> Result<RootCertStore, String> {
-    store(&certificates(reader, path)?).map_err(|error| format!("{}: {error}", named(path)))
+    store(&certificates(reader, path)?).map_err(|error| format!("{}: {error}", shown_path(path)))
 }
 
 /// Certificates, as what others must lead to.
@@ -131,7 +99,7 @@ pub(super) fn private_key(reader: &Reader, path: &Path) -> Result<PrivateKey, St
     })?;
     Ok(PrivateKey {
         der,
-        open_to_others: content.mode & 0o007 != 0,
+        open_to_others: content.access.mode & 0o007 != 0,
     })
 }
 
@@ -149,52 +117,16 @@ fn several<T>(
 ) -> Result<Vec<T>, String> {
     let content = reader
         .read(path, PEM_BYTES_MAX)
-        .map_err(|error| format!("{} can't be read: {error}", named(path)))?;
+        .map_err(|error| format!("{} can't be read: {error}", shown_path(path)))?;
     match parse(&content.bytes) {
-        Ok(items) if items.is_empty() => Err(format!("{}: there isn't {what} in it", named(path))),
+        Ok(items) if items.is_empty() => {
+            Err(format!("{}: there isn't {what} in it", shown_path(path)))
+        }
         Ok(items) => Ok(items),
         Err(pem::Error::MissingSectionEnd { .. }) => Err(format!(
             "{}: it's cut short: a section has no end",
-            named(path)
+            shown_path(path)
         )),
-        Err(_) => Err(format!("{}: it isn't well-formed PEM", named(path))),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::is_from_systemd;
-    use super::is_private;
-    use rustix::process::getegid;
-
-    #[test]
-    fn credentials_as_systemd_hands_them_over_are_private() {
-        assert!(is_from_systemd(0o100_440, 0, 0));
-        for (mode, user, group) in [
-            (0o100_444, 0, 0),
-            (0o100_640, 0, 0),
-            (0o100_440, 1, 0),
-            (0o100_440, 0, 1),
-        ] {
-            assert!(
-                !is_from_systemd(mode, user, group),
-                "{mode:o} {user} {group}"
-            );
-        }
-    }
-
-    #[test]
-    fn a_key_file_is_private_or_its_groups() {
-        let ours = getegid().as_raw();
-        for mode in [0o100_400, 0o100_600, 0o100_440, 0o100_640] {
-            assert!(is_private(mode, ours), "{mode:o}");
-        }
-        for mode in [
-            0o100_644, 0o100_404, 0o100_602, 0o100_660, 0o100_620, 0o100_601,
-        ] {
-            assert!(!is_private(mode, ours), "{mode:o}");
-        }
-        assert!(!is_private(0o100_440, 4_000_000_000));
-        assert!(is_private(0o100_400, 4_000_000_000));
+        Err(_) => Err(format!("{}: it isn't well-formed PEM", shown_path(path))),
     }
 }

@@ -25,6 +25,7 @@ use crate::config::fault::Place;
 use crate::config::fault::dotted;
 use crate::config::reader::Reader;
 use crate::config::value::not_toml;
+use crate::config::value::shown_path;
 
 /// A configuration file is larger than this only by mistake.
 const FILE_BYTES_MAX: u64 = 4 * 1024 * 1024;
@@ -274,7 +275,7 @@ impl File {
                 Some(Ok(paths)) => {
                     // A folder may be empty; a file that's named must be there.
                     if paths.is_empty() && !text.contains('*') {
-                        fault(format!("there is no file {}", full.display()));
+                        fault(format!("there is no file {}", shown_path(&full)));
                     }
                     found.extend(paths.into_iter().map(|path| Included { path, item }));
                 }

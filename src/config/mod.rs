@@ -1,6 +1,7 @@
 //! Configuration: what was written (`layers`), checked key by key (`check`, `keys`), becomes what is true ([`Config`]). Nothing else
 //! knows TOML or the environment, and every fault is reported at once.
 
+mod access;
 mod build;
 pub mod changes;
 mod check;

@@ -20,8 +20,14 @@ use std::sync::atomic::Ordering;
 
 use rustix::fs::OFlags;
 use rustix::fs::Stat;
+use rustix::fs::fgetxattr;
 use rustix::fs::fstat;
+use rustix::io::Errno;
 use zeroize::Zeroizing;
+
+use crate::config::access::ACL;
+use crate::config::access::ACL_BYTES_MAX;
+use crate::config::access::Access;
 
 /// What the system's certificates are noted as.
 pub(super) const SYSTEM_ROOTS: &str = "system roots";
@@ -50,9 +56,8 @@ pub struct Seen {
 pub(super) struct Content {
     /// Wiped when dropped: it may be a key.
     pub(super) bytes: Zeroizing<Vec<u8>>,
-    pub(super) mode: u32,
-    pub(super) user: u32,
-    pub(super) group: u32,
+    pub(super) access: Access,
+    user: u32,
 }
 
 impl Default for Reader {
@@ -183,11 +188,10 @@ impl Reader {
             Ok(content) => {
                 let Content {
                     bytes,
-                    mode,
+                    access,
                     user,
-                    group,
                 } = content;
-                self.keys.hash_one((&***bytes, mode, user, group))
+                self.keys.hash_one((&***bytes, access, user))
             }
             Err(error) => self.keys.hash_one(error.kind()),
         }
@@ -249,6 +253,7 @@ fn open(path: &Path, limit: u64) -> io::Result<Content> {
     let mut bytes = Zeroizing::new(Vec::with_capacity(
         usize::try_from(room).unwrap_or_default(),
     ));
+    let list = access_list(&file);
     file.take(limit + 1).read_to_end(&mut bytes)?;
     if bytes.len() as u64 > limit {
         return Err(io::Error::new(
@@ -256,12 +261,26 @@ fn open(path: &Path, limit: u64) -> io::Result<Content> {
             format!("it's larger than {limit} bytes"),
         ));
     }
+    let access = Access {
+        mode: st_mode,
+        group: st_gid,
+        list,
+    };
     Ok(Content {
         bytes,
-        mode: st_mode,
+        access,
         user: st_uid,
-        group: st_gid,
     })
+}
+
+/// One that can't be read is as good as one that can't be understood; where there are none, or it has none, there's none.
+fn access_list(file: &File) -> Option<Vec<u8>> {
+    let mut list = [0; ACL_BYTES_MAX];
+    match fgetxattr(file, ACL, &mut list) {
+        Ok(length) => list.get(..length).map(<[u8]>::to_vec),
+        Err(Errno::NODATA | Errno::OPNOTSUPP | Errno::NOSYS) => None,
+        Err(_) => Some(Vec::new()),
+    }
 }
 
 #[cfg(test)]

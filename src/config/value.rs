@@ -1,5 +1,6 @@
 //! One value: from what was written to the kind that the table asks for.
 
+use std::ffi::OsStr;
 use std::net::SocketAddr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
@@ -52,16 +53,39 @@ pub(super) fn shown(text: &str) -> String {
     }
 }
 
+/// A file in a fault, unless its name may be a key that was written in the place of one.
+pub(super) fn shown_path(path: &Path) -> String {
+    let name = path.file_name().and_then(OsStr::to_str);
+    if name.is_some_and(AppKey::may_be) {
+        "the file".to_owned()
+    } else {
+        path.display().to_string()
+    }
+}
+
+/// A number that may be a key without its quotes.
+fn has_a_keys_digits(number: &str) -> bool {
+    let digits: String = number.chars().filter(char::is_ascii_digit).collect();
+    AppKey::may_be(&digits)
+}
+
 fn describe(value: &Value) -> String {
     match value {
         Value::String(_, text) if AppKey::may_be(text) => shown(text),
         Value::String(_, text) => format!("the text {text:?}"),
         Value::Char(_, character) => format!("the text \"{character}\""),
         Value::Bool(_, value) => format!("{value}"),
-        Value::Num(_, number) => number.to_f64().map_or_else(
-            || format!("the number {}", number.to_i128().unwrap_or_default()),
-            |number| format!("the number {number:?}"),
-        ),
+        Value::Num(_, number) => {
+            let written = number.to_f64().map_or_else(
+                || number.to_i128().unwrap_or_default().to_string(),
+                |number| format!("{number:?}"),
+            );
+            if has_a_keys_digits(&written) {
+                "a long number".to_owned()
+            } else {
+                format!("the number {written}")
+            }
+        }
         Value::Empty(..) | Value::Dict(..) | Value::Array(..) => kind_of(value).to_owned(),
     }
 }
@@ -97,9 +121,12 @@ pub(super) fn from_toml(key: &Key, text: &str) -> Result<Data, Wrong> {
     }
 }
 
-/// What the parser says, in one line. It repeats no value.
+/// What the parser says, in one line. It repeats no value, but names of keys, in backticks.
 pub(super) fn not_toml(error: &TomlError) -> String {
-    format!("not TOML: {}", error.message().trim().replace('\n', ", "))
+    let message = error.message().trim().replace('\n', ", ");
+    let parts = message.split('`');
+    let masked = parts.map(|part| if AppKey::may_be(part) { "***" } else { part });
+    format!("not TOML: {}", masked.collect::<Vec<_>>().join("`"))
 }
 
 /// A plain text, as the environment and flags have it.
@@ -223,7 +250,13 @@ fn integer(number: i64, min: i64, max: i64) -> Result<Data, String> {
     if (min..=max).contains(&number) {
         Ok(Data::Integer(number))
     } else {
-        Err(format!("{number} isn't between {min} and {max}"))
+        let written = number.to_string();
+        let found = if has_a_keys_digits(&written) {
+            "a long number".to_owned()
+        } else {
+            written
+        };
+        Err(format!("{found} isn't between {min} and {max}"))
     }
 }
 
@@ -239,7 +272,8 @@ fn duration(text: &str, min: Duration, max: Duration) -> Result<Data, String> {
         Ok(Data::Duration(duration))
     } else {
         Err(format!(
-            "{text:?} isn't between {} and {}",
+            "{} isn't between {} and {}",
+            shown(text),
             name(min),
             name(max)
         ))
@@ -262,7 +296,8 @@ fn one_of(words: &[&str]) -> String {
 fn address(text: &str) -> Result<SocketAddr, String> {
     text.parse().map_err(|_| {
         format!(
-            "an IP address with its port is wanted, such as \"127.0.0.1:8443\", but {text:?} was found"
+            "an IP address with its port is wanted, such as \"127.0.0.1:8443\", but {} was found",
+            shown(text)
         )
     })
 }

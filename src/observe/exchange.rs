@@ -52,6 +52,8 @@ pub struct Exchange {
     pub account: Option<AccountName>,
     /// What the caller's own signature was, once its body is there.
     pub signed: Option<Signed>,
+    /// The host's answer repeated the signature, which its caller isn't told.
+    pub masked: bool,
     /// The attempts that were made, in their order.
     pub attempts: Vec<Attempt>,
     /// Why there was no further attempt, where there might have been one.
@@ -94,6 +96,9 @@ pub enum Signed {
 }
 
 impl Signed {
+    /// All of them, for metrics that exist from zero.
+    pub const ALL: [Self; 3] = [Self::Match, Self::Mismatch, Self::Absent];
+
     /// As metrics and the log have it.
     #[must_use]
     pub fn as_str(self) -> &'static str {
@@ -164,7 +169,8 @@ macro_rules! line {
             attempt_ms = $exchange.attempts.last().map(|attempt| milliseconds(attempt.duration)),
             earlier_attempts = $exchange.earlier(),
             not_repeated = $exchange.not_repeated,
-            caller_signature = $exchange.signed.filter(|signed| *signed != Signed::Absent).map(Signed::as_str),
+            caller_signature = $exchange.told_signature().filter(|signed| *signed != Signed::Absent).map(Signed::as_str),
+            signature_masked = $exchange.masked.then_some(true),
             queued_ms = ($exchange.queued >= QUEUED_MIN).then(|| milliseconds($exchange.queued)),
             duplicate = $exchange.duplicate.then_some(true),
             duration_ms = milliseconds($duration),
@@ -206,6 +212,7 @@ impl Exchange {
             permitted: false,
             account: None,
             signed: None,
+            masked: false,
             attempts: Vec::new(),
             not_repeated: None,
             uploading: Duration::ZERO,
@@ -249,7 +256,7 @@ impl Exchange {
                 .caller_requests
                 .with_label_values(&[caller.as_str(), outcome])
                 .inc();
-            if let Some(signed) = self.signed {
+            if let Some(signed) = self.told_signature() {
                 metrics
                     .caller_signatures
                     .with_label_values(&[caller.as_str(), signed.as_str()])
@@ -342,6 +349,12 @@ impl Exchange {
     #[must_use]
     pub fn answer(&self) -> Option<Answer> {
         self.attempts.last().and_then(|attempt| attempt.answer)
+    }
+
+    /// What the caller's own signature was, if the call may have left. Of what costs no call nothing is told: a caller could try out any number
+    /// of keys with it.
+    fn told_signature(&self) -> Option<Signed> {
+        self.signed.filter(|_| self.outcome != Outcome::NotSent)
     }
 
     /// The call was under way when the process ended.

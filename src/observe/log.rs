@@ -34,7 +34,7 @@ pub enum Level {
     Info,
     /// Connections too.
     Debug,
-    /// Everything, that of libraries included.
+    /// The same: nothing of ours is finer.
     Trace,
 }
 
@@ -136,12 +136,11 @@ fn filter(level: Level) -> Targets {
         Level::Debug => LevelFilter::DEBUG,
         Level::Trace => LevelFilter::TRACE,
     };
-    // It warns of single frames, as fast as a caller sends them. What matters of them is told by the listener, at a rate.
-    let http2 = match level {
-        Level::Error | Level::Warn | Level::Info => LevelFilter::ERROR,
-        Level::Debug | Level::Trace => own,
-    };
-    Targets::new().with_default(own).with_target("h2", http2)
+    // Libraries write what they read as it is: the HTTP/2 library, for one, the path of a malformed request, whatever is in it and however often.
+    Targets::new()
+        .with_default(LevelFilter::ERROR)
+        .with_target("kybio_gateway", own)
+        .with_target("h2", LevelFilter::OFF)
 }
 
 /// The subscriber that writes to standard error through a thread of its own. The caller makes it the default one, and keeps the writer

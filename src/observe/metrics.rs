@@ -231,7 +231,7 @@ impl Metrics {
             account_credential_errors: make.counters("kybio_gateway_account_credential_errors_total", "KYBIO's answers that say that it doesn't take the account's appId or signature.", &["account"]),
             account_keys_taken: make.keep(GaugeVec::new(Opts::new("kybio_gateway_account_key_taken_timestamp_seconds", "When the key that the account's calls are signed with was read first, in Unix time, by the key's fingerprint."), &["account", "fingerprint"])),
             account_keys_accepted: make.gauges("kybio_gateway_account_key_accepted", "1 once KYBIO has answered a call signed with this key with success.", &["account", "fingerprint"]),
-            caller_signatures: make.counters("kybio_gateway_caller_signatures_total", "Requests whose body was good, by what the caller's own signature is: match (signed with the account's key: the caller still holds it), mismatch (with something else), absent.", &["caller", "result"]),
+            caller_signatures: make.counters("kybio_gateway_caller_signatures_total", "Calls that may have left, by what the caller's own signature is: match (signed with the account's key: the caller still holds it), mismatch (with something else), absent.", &["caller", "result"]),
             accounts_disabled: make.gauge("kybio_gateway_accounts_disabled", "Accounts that can't be used because of their key."),
             accounts_keeping_key: make.gauge("kybio_gateway_accounts_keeping_key", "Accounts that go on with the key they had, because their key file can't be used any more."),
             reload_successful: make.gauge("kybio_gateway_config_last_reload_successful", "1 if the configuration in force is the one that is written; 0 if what is written was refused."),

@@ -16,7 +16,6 @@ use tokio::time::timeout;
 use tokio::time::timeout_at;
 
 use crate::answers::AnswerClass;
-use crate::name::AccountName;
 use crate::observe::exchange::Answer;
 use crate::observe::exchange::Attempt;
 use crate::observe::exchange::Exchange;
@@ -320,6 +319,10 @@ impl Line {
             clock,
             ..
         } = &*self.proxy;
+        if call.route.upstream.is_retired() {
+            // Another host may have its name by now, of whose keys and quota this one says nothing.
+            return;
+        }
         let account = call.grant.account();
         let class = reply.verdict().class;
         if reply.verdict().success {
@@ -327,18 +330,17 @@ impl Line {
         } else if class == Some(AnswerClass::Credential) {
             keyring.refused(account, clock.now());
         }
-        if call.route.upstream.is_retired() {
-            // Another host may have its name by now, of whose quota this one says nothing.
-            return;
-        }
         match class {
             Some(AnswerClass::QuotaExhausted) => {
                 let rules = &call.route.rules.quota;
                 latches.close(account, asked, self.proxy.moment(), rules);
             }
-            // That is asked before anybody counts calls.
-            Some(AnswerClass::Credential) => {}
-            Some(AnswerClass::Rejected | AnswerClass::Duplicate | AnswerClass::Transient)
+            Some(
+                AnswerClass::Rejected
+                | AnswerClass::Duplicate
+                | AnswerClass::Transient
+                | AnswerClass::Credential,
+            )
             | None => {
                 if matches!(call.leave, Leave::Trial(_)) {
                     latches.open(account);
@@ -422,12 +424,20 @@ impl Line {
 }
 
 /// A host may answer with what it was asked, as some do to say that a signature is wrong. A caller is told all that but the signature.
-fn without_signature(reply: Reply, signed: &SignedBody, exchange: &Exchange) -> Reply {
-    let Some(plain) = signed.masked_in(reply.plain()) else {
-        return reply;
-    };
-    tracing::warn!(request_id = %exchange.id, account = exchange.account.as_ref().map(AccountName::as_str), "the upstream's answer repeats the signature: it's masked for the caller");
-    reply.reworded(plain)
+fn without_signature(reply: Reply, signed: &SignedBody, exchange: &mut Exchange) -> Reply {
+    let (packed, plain) = (reply.packed(), reply.plain());
+    let masked = signed.masked_in(plain).or_else(|| {
+        // What was unpacked may not be all that there is: a packed file has a name, for one.
+        let hidden = reply.is_packed() && signed.masked_in(packed).is_some();
+        hidden.then(|| plain.clone())
+    });
+    match masked {
+        None => reply,
+        Some(plain) => {
+            exchange.masked = true;
+            reply.reworded(plain)
+        }
+    }
 }
 
 impl Proxy {

@@ -15,6 +15,7 @@ use arc_swap::ArcSwap;
 use bytes::Bytes;
 use http::HeaderMap;
 use http::HeaderName;
+use http::Method;
 use http::Request;
 use http::Response;
 use http::header;
@@ -23,7 +24,6 @@ use hyper::body::Body;
 use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
 
-use crate::account::AppKey;
 use crate::answers::Answers;
 use crate::clock::Clock;
 use crate::identity::Caller;
@@ -292,7 +292,7 @@ impl Proxy {
                 // What is no operation is named in the log as it was written, or nobody could tell what was wrong.
                 let target = uri.authority().filter(|_| uri.path().is_empty());
                 let target = target.map_or_else(|| uri.path(), |authority| authority.as_str());
-                exchange.target = Some(format!("{method} {}", fit_for_a_log(target)));
+                exchange.target = Some(fit_for_a_log(method, target));
             })?;
         exchange.operation = Some(Arc::clone(asked.operation()));
         let permit = self.policy.authorize(&caller, asked, headers)?;
@@ -342,18 +342,35 @@ impl Proxy {
     }
 }
 
-/// Digits in a row that no operation's path has, and that a phone number or a uid does.
-const DIGITS_MAX: usize = 5;
-
-/// A target without what was put there by mistake: a member's number, or a key.
-fn fit_for_a_log(target: &str) -> String {
+/// Method and target without what may have been put there by mistake, a member's number or name, or a key: of a target the segments of letters,
+/// as operations have them, and the vendor's own.
+fn fit_for_a_log(method: &Method, target: &str) -> String {
+    const STANDARD: [Method; 9] = [
+        Method::GET,
+        Method::HEAD,
+        Method::POST,
+        Method::PUT,
+        Method::DELETE,
+        Method::CONNECT,
+        Method::OPTIONS,
+        Method::TRACE,
+        Method::PATCH,
+    ];
     let is_fit = |segment: &&str| {
-        let digits = segment.bytes().filter(u8::is_ascii_digit).count();
-        digits <= DIGITS_MAX && !AppKey::may_be(segment)
+        ["v1", "pospal-api", "pospal-api2", "*"].contains(segment)
+            || segment
+                .bytes()
+                .all(|byte| byte.is_ascii_alphabetic() || byte == b'.')
     };
-    let segments = target.split('/');
-    let fit = segments.map(|segment| Some(segment).filter(is_fit).unwrap_or("…"));
-    fit.collect::<Vec<_>>().join("/")
+    let fit = target
+        .split('/')
+        .map(|segment| Some(segment).filter(is_fit).unwrap_or("…"));
+    let method = STANDARD.iter().find(|standard| *standard == method);
+    format!(
+        "{} {}",
+        method.map_or("…", Method::as_str),
+        fit.collect::<Vec<_>>().join("/")
+    )
 }
 
 /// How long the caller waits, counted from its request's head. It can only shorten what is configured.
@@ -380,25 +397,35 @@ mod tests {
     use super::fit_for_a_log;
 
     #[test]
-    fn a_logged_target_has_no_numbers_and_no_keys() {
-        for (target, expected) in [
+    fn a_logged_target_has_no_numbers_no_names_and_no_keys() {
+        for (method, target, expected) in [
             (
+                "POST",
                 "/openapi/v1/customerOpenApi/add",
-                "/openapi/v1/customerOpenApi/add",
+                "POST /openapi/v1/customerOpenApi/add",
             ),
             (
+                "GET",
                 "/pospal-api2/openapi/v1/no/such",
-                "/pospal-api2/openapi/v1/no/such",
+                "GET /pospal-api2/openapi/v1/no/such",
             ),
-            ("/customers/17759205640/points", "/customers/…/points"),
-            ("/openapi/v1/roger1AppKey", "/openapi/v1/…"),
-            ("/7319CanaryKey5520", "/…"),
-            ("/phone=1775-920-5640", "/…"),
-            ("//a/", "//a/"),
-            ("*", "*"),
-            ("", ""),
+            (
+                "POST",
+                "/customers/17759205640/points",
+                "POST /customers/…/points",
+            ),
+            ("POST", "/177/592/056/40", "POST /…/…/…/…"),
+            ("POST", "/openapi/v1/roger1AppKey", "POST /openapi/v1/…"),
+            ("51EDB2A84DDD", "/7319CanaryKey5520", "… /…"),
+            ("POST", "/members/%E5%BC%A0", "POST /members/…"),
+            ("POST", "/tel=1775/zhang-san/张三", "POST /…/…/…"),
+            ("CONNECT", "user:word@host:443", "CONNECT …"),
+            ("POST", "//a/../", "POST //a/../"),
+            ("OPTIONS", "*", "OPTIONS *"),
+            ("GET", "", "GET "),
         ] {
-            assert_eq!(fit_for_a_log(target), expected);
+            let method = method.parse().expect("a method");
+            assert_eq!(fit_for_a_log(&method, target), expected);
         }
     }
 }

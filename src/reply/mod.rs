@@ -117,6 +117,18 @@ impl Reply {
         self.verdict
     }
 
+    /// Its bytes as they came.
+    #[must_use]
+    pub fn packed(&self) -> &Bytes {
+        &self.body
+    }
+
+    /// They aren't what it says, but how that was packed.
+    #[must_use]
+    pub fn is_packed(&self) -> bool {
+        self.encoding != Encoding::Identity
+    }
+
     /// What it says in full, unpacked.
     #[must_use]
     pub fn plain(&self) -> &Bytes {

@@ -176,6 +176,7 @@ impl Server {
             draining: stop.draining.clone(),
         });
         reload::show_accounts(&config.accounts, &metrics, &admin.usable);
+        reload::show_callers(&config.callers, &metrics);
         metrics.reload_successful.set(1);
         let now = clock.since_epoch();
         metrics.reload_success_time.set(now.as_secs_f64());

@@ -35,10 +35,12 @@ use crate::keyring::Keyring;
 use crate::keyring::Rotation;
 use crate::listener::Listener;
 use crate::name::AccountName;
+use crate::observe::exchange::Signed;
 use crate::observe::log;
 use crate::observe::metrics::Metrics;
 use crate::observe::ration::Ration;
 use crate::payload::room::Room;
+use crate::policy::CallerRules;
 use crate::policy::Policy;
 use crate::proxy::Proxy;
 use crate::proxy::Worker;
@@ -105,10 +107,16 @@ impl InForce {
     fn key(&self, account: &Account, host: &BaseUrl) -> Option<Arc<AppKey>> {
         let mut accounts = self.accounts.iter();
         let had = accounts.find(|had| had.name == account.name)?;
-        let route = self.proxy.routes.get(&had.upstream)?;
-        let same = had.is_same_at_kybio(account) && route.upstream.settings().base_url == *host;
+        let same = is_same_merchant(&self.proxy, had, account, host);
         had.key.as_ref().ok().filter(|_| same).cloned()
     }
+}
+
+/// The same appId at the same host: what is known of a key of the one holds for the other. The upstream's name is the operator's own.
+fn is_same_merchant(before: &Proxy, had: &Account, account: &Account, host: &BaseUrl) -> bool {
+    let route = before.routes.get(&had.upstream);
+    let at = route.map(|route| &route.upstream.settings().base_url);
+    had.app_id == account.app_id && had.upstream == account.upstream && at == Some(host)
 }
 
 /// Why what is written isn't taken.
@@ -147,16 +155,25 @@ pub(super) fn proxy(
             }),
         }
     });
+    let routes: HashMap<_, _> = routes.collect::<Result<_, _>>()?;
+    let is_same = |had: &Account, account: &Account| {
+        let now = routes.get(&account.upstream);
+        let host = now.map(|route: &Route| &route.upstream.settings().base_url);
+        let before = before.zip(host);
+        before.is_some_and(|(before, host)| is_same_merchant(before, had, account, host))
+    };
+    let keyring = Keyring::new(
+        &config.accounts,
+        before.map(|before| &before.keyring),
+        is_same,
+        clock.since_epoch(),
+        metrics,
+    );
     Ok(Arc::new(Proxy {
-        routes: routes.collect::<Result<_, _>>()?,
         callers: Callers::new(config.identities.iter().cloned()),
         policy: Policy::new(&config.catalogue, &config.accounts, &config.callers),
-        keyring: Keyring::new(
-            &config.accounts,
-            before.map(|before| &before.keyring),
-            clock.since_epoch(),
-            metrics,
-        ),
+        routes,
+        keyring,
         slots: before.map_or_else(Slots::default, |before| before.slots.clone()),
         bodies: before.map_or_else(Room::default, |before| before.bodies.clone()),
         strangers: before.map_or_else(
@@ -182,6 +199,16 @@ pub(super) fn show_accounts(accounts: &[Arc<Account>], metrics: &Metrics, usable
         .accounts_disabled
         .set(i64::try_from(disabled).unwrap_or(i64::MAX));
     usable.store(disabled < accounts.len(), Ordering::Release);
+}
+
+/// Each caller's count of its own signatures is there before it counts anything: else nobody would see the first one as a change.
+pub(super) fn show_callers(callers: &[CallerRules], metrics: &Metrics) {
+    for caller in callers {
+        for signed in Signed::ALL {
+            let labels = [caller.name.as_str(), signed.as_str()];
+            metrics.caller_signatures.with_label_values(&labels);
+        }
+    }
 }
 
 /// Looks whether a host is back, for as long as it's one of ours.
@@ -351,6 +378,17 @@ impl Reloader {
                 self.in_force.key(account, host)
             })
             .map_err(Refusal::Faults)?;
+        for account in &mut config.accounts {
+            let had = hosts
+                .get(&account.upstream)
+                .and_then(|host| self.in_force.key(account, host));
+            // The same key twice would be in memory twice.
+            if let (Some(had), Ok(key)) = (had, &account.key)
+                && had.is(key)
+            {
+                *account = Arc::new(account.with_key(Ok(had)));
+            }
+        }
         if let Some(fault) = config.written.other_door(&self.in_force.written) {
             return Err(Refusal::Faults(Faults(vec![fault])));
         }
@@ -420,6 +458,7 @@ impl Reloader {
             }
         }
         show_accounts(&self.in_force.accounts, &metrics, &self.usable);
+        show_callers(&config.callers, &metrics);
         let keyring = &self.in_force.proxy.keyring;
         let rotations = keyring.replaces(&before.proxy.keyring, &metrics);
         for Rotation {
@@ -428,8 +467,12 @@ impl Reloader {
             now,
         } in rotations.iter().take(LINES_MAX)
         {
-            let before = before.map(tracing::field::display);
-            tracing::info!(%account, before, fingerprint = %now, "account has another key");
+            match before {
+                Some(before) => {
+                    tracing::info!(%account, %before, fingerprint = %now, "account has another key");
+                }
+                None => tracing::info!(%account, fingerprint = %now, "account has a key"),
+            }
         }
         say_rest(rotations.len(), "accounts have other keys");
         metrics

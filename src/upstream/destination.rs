@@ -44,19 +44,32 @@ impl fmt::Display for Kind {
 
 /// Why a name's addresses can't be connected to. For the log alone: they tell of networks.
 #[derive(Debug, thiserror::Error)]
-pub struct Refused(Vec<IpAddr>);
+pub struct Refused {
+    addresses: Vec<IpAddr>,
+    reach: Reach,
+}
 
 /// Addresses that are told.
 const TOLD_MAX: usize = 4;
 
 impl fmt::Display for Refused {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for address in self.0.iter().take(TOLD_MAX) {
-            write!(f, "{address} is {}, ", kind(*address))?;
+        let told: Vec<_> = self.addresses.iter().take(TOLD_MAX).collect();
+        for address in &told {
+            write!(f, "{address} ({}), ", kind(**address))?;
         }
-        f.write_str(
-            "and isn't connected to: is DNS right? `allow_private = true` allows private networks",
-        )
+        let more = self.addresses.len() - told.len();
+        if more > 0 {
+            write!(f, "and {more} more, ")?;
+        }
+        let is_host = |address: &IpAddr| kind(*address) != Kind::NoHost;
+        f.write_str(match self.reach {
+            Reach::Loopback => "which isn't this machine, as base_url says: look at the file of hosts",
+            Reach::Public if self.addresses.iter().any(is_host) => {
+                "which isn't connected to: is DNS right? If the host is really there, set allow_private"
+            }
+            Reach::Public | Reach::Private => "where no host is: look at DNS",
+        })
     }
 }
 
@@ -70,7 +83,10 @@ impl Reach {
             .into_iter()
             .partition(|address| self.covers(address.ip()));
         if covered.is_empty() && !refused.is_empty() {
-            return Err(Refused(refused.iter().map(SocketAddr::ip).collect()));
+            return Err(Refused {
+                addresses: refused.iter().map(SocketAddr::ip).collect(),
+                reach: self,
+            });
         }
         Ok(covered)
     }
@@ -103,7 +119,10 @@ fn kind_4(address: Ipv4Addr) -> Kind {
         // Loopback (RFC 1122).
         [127, ..] => Kind::Loopback,
         // "This network" (RFC 791), link-local (RFC 3927), multicast (RFC 5771), reserved and broadcast (RFC 1112, RFC 919).
-        [0, ..] | [169, 254, ..] | [224..=255, ..] => Kind::NoHost,
+        [0, ..] | [169, 254, ..] | [224..=255, ..]
+        // Metadata services that aren't link-local (Alibaba's, Oracle's).
+        | [100, 100, 100, 200]
+        | [192, 0, 0, 192] => Kind::NoHost,
         // Private use (RFC 1918).
         [10, ..] | [172, 16..=31, ..] | [192, 168, ..]
         // Shared with a carrier (RFC 6598), where some clouds have their metadata service.
@@ -141,6 +160,8 @@ fn kind_6(address: Ipv6Addr) -> Kind {
             Kind::Loopback => Kind::Private,
             other => other,
         },
+        // AWS has its metadata service among the unique local addresses.
+        [0xfd00, 0xec2, ..] => Kind::NoHost,
         // Unique local (RFC 4193), site-local as it once was (RFC 3879), translation for local use (RFC 8215), protocol assignments with Teredo
         // and ORCHID among them (RFC 2928, RFC 4380), documents (RFC 3849, RFC 9637), AS112 (RFC 7535).
         [0xfc00..=0xfdff, ..]
@@ -198,7 +219,7 @@ mod tests {
             ),
             (
                 Kind::Private,
-                "100.64.0.0 100.100.100.200 100.127.255.255 192.0.0.0 192.0.0.192 192.0.0.255 192.0.2.1",
+                "100.64.0.0 100.100.100.199 100.100.100.201 100.127.255.255 192.0.0.0 192.0.0.255 192.0.2.1",
             ),
             (
                 Kind::Private,
@@ -206,7 +227,7 @@ mod tests {
             ),
             (
                 Kind::NoHost,
-                "0.0.0.0 0.255.255.255 169.254.0.0 169.254.169.254 169.254.255.255 224.0.0.0 239.255.255.255 240.0.0.0 255.255.255.255",
+                "0.0.0.0 0.255.255.255 169.254.0.0 169.254.169.254 169.254.255.255 100.100.100.200 192.0.0.192 fd00:ec2::254 224.0.0.0 239.255.255.255 240.0.0.0 255.255.255.255",
             ),
             (
                 Kind::Public,
@@ -218,7 +239,7 @@ mod tests {
             ),
             (
                 Kind::Private,
-                "fc00:: fd00:ec2::254 fdff:ffff:: fec0:: feff:ffff:: 64:ff9b:1:: 64:ff9b:1::a9fe:a9fe 2001:: 2001:1ff:ffff::",
+                "fc00:: fd00:ec1:: fd00:ec3:: fdff:ffff:: fec0:: feff:ffff:: 64:ff9b:1:: 64:ff9b:1::a9fe:a9fe 2001:: 2001:1ff:ffff::",
             ),
             (
                 Kind::Private,
@@ -255,7 +276,7 @@ mod tests {
         let refused = Reach::Public.filter(addresses("10.0.0.1 ::1 10.0.0.2 10.0.0.3 10.0.0.4"));
         let told = refused.expect_err("none is public").to_string();
         assert!(
-            told.starts_with("10.0.0.1 is in a private network, ::1 is this machine, "),
+            told.starts_with("10.0.0.1 (in a private network), ::1 (this machine), "),
             "{told}"
         );
         assert!(!told.contains("10.0.0.4"), "{told}");

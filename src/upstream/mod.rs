@@ -186,10 +186,10 @@ impl BaseUrl {
 }
 
 fn is_this_machine(host: &str) -> bool {
-    host == "localhost"
+    host.eq_ignore_ascii_case("localhost")
         || host
             .parse::<IpAddr>()
-            .is_ok_and(|address| address.is_loopback())
+            .is_ok_and(|address| address.to_canonical().is_loopback())
 }
 
 /// The port that was written, or the scheme's own. What can't be one isn't passed over: signed bodies would go where nobody meant.

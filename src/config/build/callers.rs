@@ -152,7 +152,7 @@ impl Builder<'_> {
                 AccountName::new(default).ok()
             }
             Some(default) => {
-                let message = format!("{default:?} isn't one of this caller's accounts");
+                let message = format!("{} isn't one of this caller's accounts", shown(default));
                 let mut mine = checked.names("accounts");
                 mine.retain(|name| account_patterns.iter().any(|pattern| pattern.matches(name)));
                 let hint = closest(default, &mine);

@@ -19,6 +19,7 @@ use crate::config::build::trust::Trust;
 use crate::config::fault::Fault;
 use crate::config::files;
 use crate::config::layers::At;
+use crate::config::value::shown;
 use crate::identity::Identity;
 use crate::listener;
 use crate::listener::socket::Address;
@@ -375,7 +376,10 @@ fn mode(text: &str) -> Result<u32, String> {
         .ok()
         .filter(|mode| octal && *mode <= 0o777);
     let mode = mode.ok_or_else(|| {
-        format!("permissions are wanted in octal, such as \"0660\", but {text:?} was found")
+        format!(
+            "permissions are wanted in octal, such as \"0660\", but {} was found",
+            shown(text)
+        )
     })?;
     if mode & 0o222 == 0 {
         return Err(format!(

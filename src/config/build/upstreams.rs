@@ -13,6 +13,7 @@ use crate::config::build::closest;
 use crate::config::files;
 use crate::config::layers::At;
 use crate::config::reader::SYSTEM_ROOTS;
+use crate::config::value::shown;
 use crate::name::UpstreamName;
 use crate::proxy::route;
 use crate::quota;
@@ -224,5 +225,5 @@ fn utc_offset(text: &str) -> Result<i32, String> {
         };
         Some(sign * (number(hours, 14)? * 3_600 + number(minutes, 59)? * 60))
     };
-    seconds().ok_or_else(|| format!("hours and minutes before UTC such as \"+08:00\", or after it such as \"-05:00\", at most 14 hours, are wanted, but {text:?} was found"))
+    seconds().ok_or_else(|| format!("hours and minutes before UTC such as \"+08:00\", or after it such as \"-05:00\", at most 14 hours, are wanted, but {} was found", shown(text)))
 }
