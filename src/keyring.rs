@@ -39,7 +39,7 @@ struct Entry {
     accepted: AtomicBool,
     /// Another one has its name by now.
     replaced: AtomicBool,
-    shown: IntGauge,
+    shown: Option<IntGauge>,
     refused: Mutex<Refused>,
 }
 
@@ -104,10 +104,7 @@ impl Keyring {
                 .collect()
         };
         for (account, fingerprint) in labels(before).difference(&labels(self)) {
-            let labels = [account.as_str(), fingerprint];
-            // They're there: making the entry made them.
-            let _ = metrics.account_keys_taken.remove_label_values(&labels);
-            let _ = metrics.account_keys_accepted.remove_label_values(&labels);
+            metrics.forget_account_key(account.as_str(), fingerprint);
         }
         let rotation = |(name, entry): (&AccountName, &Arc<Entry>)| {
             let had = before.0.get(name).map(|had| &had.key);
@@ -133,7 +130,9 @@ impl Keyring {
             return;
         }
         if !entry.accepted.swap(true, Ordering::AcqRel) {
-            entry.shown.set(1);
+            if let Some(shown) = &entry.shown {
+                shown.set(1);
+            }
             tracing::info!(account = %account.name, fingerprint = %entry.key.fingerprint(), "KYBIO takes the account's key");
         }
     }
@@ -164,14 +163,12 @@ impl Keyring {
 impl Entry {
     fn new(account: &Arc<Account>, key: &Arc<AppKey>, now: Duration, metrics: &Metrics) -> Self {
         let fingerprint = key.fingerprint().to_string();
-        let labels = [account.name.as_str(), &fingerprint];
-        let taken = metrics.account_keys_taken.with_label_values(&labels);
-        taken.set(now.as_secs_f64());
-        let shown = metrics.account_keys_accepted.with_label_values(&labels);
-        shown.set(0);
-        // It's there before it counts anything, so that the first one is seen as a change.
-        let errors = &metrics.account_credential_errors;
-        errors.with_label_values(&[account.name.as_str()]);
+        let shown = metrics.account_key(account.name.as_str(), &fingerprint);
+        let shown = shown.map(|(taken, accepted)| {
+            taken.set(now.as_secs_f64());
+            accepted.set(0);
+            accepted
+        });
         Self {
             account: Arc::clone(account),
             key: Arc::clone(key),

@@ -67,6 +67,16 @@ pub enum Class {
 }
 
 impl Class {
+    /// All of them, for metrics that exist from zero.
+    pub const ALL: [Self; 6] = [
+        Self::Read,
+        Self::AbsoluteWrite,
+        Self::NaturallyKeyedWrite,
+        Self::DeduplicatedWrite,
+        Self::StateTransition,
+        Self::NonIdempotentWrite,
+    ];
+
     /// As the catalogue and the logs write it.
     #[must_use]
     pub fn as_str(self) -> &'static str {

@@ -316,7 +316,7 @@ mod tests {
 
     #[test]
     fn a_latched_account_is_refused_until_midnight_with_one_trial_each_interval() {
-        let (latches, at) = (Latches::new(&Metrics::new([])), moments());
+        let (latches, at) = (Latches::new(&Metrics::new()), moments());
         let (main, other) = (account("main", "a"), account("other", "b"));
         assert_eq!(latches.enter(&main, at(0), &RULES), Ok(Leave::Free));
         latches.close(&main, at(0).wall, at(10), &RULES);
@@ -340,7 +340,7 @@ mod tests {
 
     #[test]
     fn a_trial_that_is_answered_opens_it_and_so_does_midnight() {
-        let (latches, at) = (Latches::new(&Metrics::new([])), moments());
+        let (latches, at) = (Latches::new(&Metrics::new()), moments());
         let main = account("main", "a");
         let gauge = latches.gauges.with_label_values(&["main"]);
         latches.close(&main, at(0).wall, at(0), &RULES);
@@ -358,7 +358,7 @@ mod tests {
 
     #[test]
     fn a_trial_that_was_not_sent_is_given_back() {
-        let (latches, at) = (Latches::new(&Metrics::new([])), moments());
+        let (latches, at) = (Latches::new(&Metrics::new()), moments());
         let main = account("main", "a");
         latches.close(&main, at(0).wall, at(0), &RULES);
         let first = latches.enter(&main, at(900), &RULES).expect("a trial");
@@ -373,7 +373,7 @@ mod tests {
 
     #[test]
     fn accounts_with_one_app_id_share_its_latch_and_each_is_shown() {
-        let (latches, at) = (Latches::new(&Metrics::new([])), moments());
+        let (latches, at) = (Latches::new(&Metrics::new()), moments());
         let (main, alias) = (account("main", "a"), account("alias", "a"));
         let shown =
             || ["main", "alias"].map(|name| latches.gauges.with_label_values(&[name]).get());
@@ -388,7 +388,7 @@ mod tests {
 
     #[test]
     fn an_answer_of_yesterday_says_nothing_of_today() {
-        let (latches, at) = (Latches::new(&Metrics::new([])), moments());
+        let (latches, at) = (Latches::new(&Metrics::new()), moments());
         let main = account("main", "a");
         latches.close(&main, at(16 * 3_600 - 1).wall, at(16 * 3_600 + 1), &RULES);
         assert_eq!(latches.check(&main, at(16 * 3_600 + 2)), Ok(()));
@@ -397,7 +397,7 @@ mod tests {
 
     #[test]
     fn just_after_midnight_trials_come_often() {
-        let (latches, at) = (Latches::new(&Metrics::new([])), moments());
+        let (latches, at) = (Latches::new(&Metrics::new()), moments());
         let main = account("main", "a");
         let midnight = 16 * 3_600;
         latches.close(&main, at(midnight + 1).wall, at(midnight + 1), &RULES);

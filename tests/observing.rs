@@ -96,7 +96,7 @@ async fn the_metrics_page_passes_promtool_and_counts_business_errors_by_their_co
             3.0,
         ),
         (
-            "kybio_gateway_request_duration_seconds_count{operation=\"customerOpenApi/add\"}",
+            "kybio_gateway_request_duration_seconds_count{operation=\"customerOpenApi/add\",outcome=\"done\"}",
             1.0,
         ),
         ("kybio_gateway_downstream_connections_accepted_total", 1.0),

@@ -160,6 +160,7 @@ fn tables_come_in_the_order_of_the_reference_and_names_in_their_own() {
         [
             "[listener]",
             "[admin]",
+            "[metrics]",
             "[upstreams.kybio]",
             "[accounts.ant]",
             "[accounts.main]",

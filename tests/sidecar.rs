@@ -66,7 +66,7 @@ async fn a_user_is_a_caller_on_a_unix_socket_and_the_log_names_its_process() {
     let metrics = gateway.metrics().await;
     for line in metrics
         .lines()
-        .filter(|line| line.contains("tls_handshake"))
+        .filter(|line| line.contains("gateway_tls_handshake"))
     {
         assert!(line.starts_with('#') || line.ends_with(" 0"), "{line}");
     }

@@ -129,6 +129,16 @@ fn the_page_of_answers_has_every_code() {
             "{code_word} isn't used any more"
         );
     }
+    let listed = code.split("pub const CODES").nth(1).unwrap();
+    let listed: Vec<_> = listed
+        .split("];")
+        .next()
+        .unwrap()
+        .split('"')
+        .skip(1)
+        .step_by(2)
+        .collect();
+    assert_eq!(listed, documented);
     let told = code.split("fn identity(").nth(1).unwrap();
     let quoted = told
         .split('"')

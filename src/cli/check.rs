@@ -96,7 +96,7 @@ fn reach(config: &Config, clock: &Clock, out: &mut impl Write) -> anyhow::Result
     let runtime = runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
-    let metrics = Metrics::new([]);
+    let metrics = Metrics::new();
     let mut good = true;
     for route in &config.upstreams {
         let name = &route.upstream.name;

@@ -229,6 +229,12 @@ pub const KEYS: &[Key] = &[
         "Metrics and health, plain HTTP; shows no secrets. In a container 0.0.0.0.",
     ),
     key(
+        "metrics.series_max",
+        Kind::Integer(1_000, 1_000_000),
+        Fallback::Value("20000"),
+        "Series that operations, callers and accounts may have in the metrics, each bucket of a histogram counted; the rest is folded into `other`, and counted as such.",
+    ),
+    key(
         "upstreams.*.base_url",
         Kind::Text,
         Fallback::Required(r#""https://area1.example.com/pospal-api2""#),
@@ -359,6 +365,12 @@ pub const KEYS: &[Key] = &[
         Kind::Duration(SECOND, DAY),
         Fallback::Value(r#""15m""#),
         "Once KYBIO has said that an account's calls for the day are used up, one call each so often finds out whether there are some again.",
+    ),
+    key(
+        "upstreams.*.clock_skew_max",
+        Kind::Duration(SECOND, DAY),
+        Fallback::Value(r#""30s""#),
+        "How far this machine's clock may be from the host's, by the Date of its answers, before the log warns.",
     ),
     key(
         "upstreams.*.reply_bytes_max",

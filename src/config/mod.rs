@@ -67,6 +67,8 @@ pub struct Config {
     pub catalogue: Catalogue,
     /// Where events go.
     pub log: log::Settings,
+    /// Series that configured names may have in the metrics.
+    pub series_max: usize,
     /// Threads, and how they end.
     pub runtime: Runtime,
     /// Worth a word, but no reason not to start.

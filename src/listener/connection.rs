@@ -176,7 +176,8 @@ impl Listener {
         let _registered = self.open.enter(Arc::clone(&standing));
         // A reload during the handshake may not have seen it: it's verified now, or it ends at once.
         let _ = standing.verify(&self.gate.load(), &self.clock);
-        let activity = Activity::new(self.clock.now());
+        let busy = self.metrics.downstream_connections_busy.clone();
+        let activity = Activity::new(self.clock.now(), busy);
         let limits = Limits {
             idle: gate.settings.idle_timeout,
             head: gate.settings.header_timeout,

@@ -20,6 +20,7 @@ use bytes::Bytes;
 use hyper::body::Body;
 use hyper::body::Frame;
 use hyper::body::SizeHint;
+use prometheus::IntGauge;
 use tokio::io::AsyncRead;
 use tokio::io::AsyncWrite;
 use tokio::io::ReadBuf;
@@ -63,6 +64,8 @@ struct Shared {
     state: Mutex<State>,
     /// Rings at the first request.
     begun: Notify,
+    /// Connections with a request under way, of which this may be one.
+    busy: IntGauge,
 }
 
 #[derive(Debug)]
@@ -92,7 +95,7 @@ impl State {
 impl Activity {
     /// Idle from `now` on.
     #[must_use]
-    pub(super) fn new(now: Instant) -> Self {
+    pub(super) fn new(now: Instant, busy: IntGauge) -> Self {
         let state = Mutex::new(State {
             requests: 0,
             idle_since: now,
@@ -104,7 +107,7 @@ impl Activity {
             next: 0,
         });
         let begun = Notify::new();
-        Self(Arc::new(Shared { state, begun }))
+        Self(Arc::new(Shared { state, begun, busy }))
     }
 
     /// Waits for the connection's first request.
@@ -119,6 +122,9 @@ impl Activity {
     #[must_use]
     pub(super) fn request(&self, clock: &Clock) -> Request {
         let mut state = self.state();
+        if state.requests == 0 {
+            self.0.busy.inc();
+        }
         state.requests += 1;
         state.head_since = None;
         state.next += 1;
@@ -235,6 +241,7 @@ impl Drop for Request {
         state.requests -= 1;
         if state.requests == 0 {
             state.idle_since = now;
+            self.activity.0.busy.dec();
         }
     }
 }
@@ -495,9 +502,12 @@ mod tests {
 
     fn speaking(protocol: Protocol) -> (Guard<DuplexStream>, DuplexStream, Activity) {
         let (ours, theirs) = tokio::io::duplex(64);
-        let activity = Activity::new(Instant::now());
+        let activity = Activity::new(
+            Instant::now(),
+            prometheus::IntGauge::new("busy", "busy").expect("a good name"),
+        );
         let clock = Clock::system();
-        let report = Arc::new(Report::new(Arc::new(Metrics::new([])), clock.clone()));
+        let report = Arc::new(Report::new(Arc::new(Metrics::new()), clock.clone()));
         let peer = Arc::new(Peer {
             address: Remote::Tcp(([127, 0, 0, 1], 1).into()),
             presented: Presented::Loopback,

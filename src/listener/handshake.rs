@@ -19,6 +19,7 @@ use crate::listener::tls;
 use crate::listener::tls::Bearer;
 use crate::listener::tls::Holder;
 use crate::listener::tls::Terms;
+use crate::observe::metrics::HANDSHAKES;
 use crate::observe::remote::Remote;
 use crate::stop::Stop;
 
@@ -69,10 +70,12 @@ impl Listener {
         let session = stream.get_ref().1;
         let chain = session.peer_certificates().unwrap_or_default();
         let chain: Vec<_> = chain.iter().map(|each| each.clone().into_owned()).collect();
-        if session.handshake_kind() == Some(HandshakeKind::Resumed) {
+        let resumed = session.handshake_kind() == Some(HandshakeKind::Resumed);
+        if resumed {
             standing::verify(gate, &chain, &self.clock)?;
         }
-        self.metrics.handshakes.inc();
+        let kind = HANDSHAKES[usize::from(resumed)];
+        self.metrics.handshakes.with_label_values(&[kind]).inc();
         let Holder { names, ends } = chain.first().map(tls::holder).unwrap_or_default();
         let peer = Arc::new(Peer {
             address: remote,

@@ -16,8 +16,8 @@ use crate::name::AccountName;
 use crate::name::CallerName;
 use crate::name::UpstreamName;
 use crate::observe::log::harmless;
-use crate::observe::metrics::Metrics;
 use crate::observe::remote::Remote;
+use crate::observe::series::Series;
 use crate::operation::Class;
 use crate::operation::Operation;
 use crate::outcome::Outcome;
@@ -25,7 +25,7 @@ use crate::outcome::Outcome;
 /// One request, from its head to its answer. Holds sizes, names and times; never a body, a key or a signature.
 #[derive(Debug)]
 pub struct Exchange {
-    metrics: Arc<Metrics>,
+    series: Arc<Series>,
     clock: Clock,
     started: Instant,
     /// Time-ordered, ours, and told to the caller.
@@ -40,16 +40,16 @@ pub struct Exchange {
     pub cause: Option<String>,
     /// Where from.
     pub peer: Remote,
-    /// Who called.
-    pub caller: Option<CallerName>,
+    /// Who called, by number.
+    pub caller: Option<usize>,
     /// What was called.
     pub operation: Option<Arc<Operation>>,
     /// Method and path as they were written, of what is no operation.
     pub target: Option<String>,
-    /// The caller may call it. Only then does it get a series of its own.
-    pub permitted: bool,
-    /// With which account.
-    pub account: Option<AccountName>,
+    /// The operation's number, once it's known that the caller may call it. Only then does it get a series of its own.
+    pub permitted: Option<usize>,
+    /// With which account, by number.
+    pub account: Option<usize>,
     /// What the caller's own signature was, once its body is there.
     pub signed: Option<Signed>,
     /// The host's answer repeated the signature, which its caller isn't told.
@@ -151,8 +151,8 @@ macro_rules! line {
             $level,
             request_id = %$exchange.id,
             peer = %$exchange.peer,
-            caller = $exchange.caller.as_ref().map(CallerName::as_str),
-            account = $exchange.account.as_ref().map(AccountName::as_str),
+            caller = $exchange.caller_name().map(CallerName::as_str),
+            account = $exchange.account_name().map(AccountName::as_str),
             operation = $exchange.operation.as_ref().map(|operation| operation.name.as_str()),
             class = $exchange.operation.as_ref().map(|operation| operation.class.as_str()),
             asked = $exchange.target.as_ref().map(|target| harmless(target, TARGET_LENGTH_MAX)),
@@ -188,8 +188,8 @@ macro_rules! line {
 impl Exchange {
     /// Begins at the request's head.
     #[must_use]
-    pub fn begin(metrics: Arc<Metrics>, clock: Clock, peer: Remote) -> Self {
-        metrics.requests_active.inc();
+    pub fn begin(series: Arc<Series>, clock: Clock, peer: Remote) -> Self {
+        series.metrics().requests_active.inc();
         let since_epoch = clock.since_epoch();
         let stamp = uuid::Timestamp::from_unix(
             uuid::NoContext,
@@ -198,7 +198,7 @@ impl Exchange {
         );
         Self {
             started: clock.now(),
-            metrics,
+            series,
             clock,
             id: Uuid::new_v7(stamp),
             outcome: Outcome::NotSent,
@@ -209,7 +209,7 @@ impl Exchange {
             caller: None,
             operation: None,
             target: None,
-            permitted: false,
+            permitted: None,
             account: None,
             signed: None,
             masked: false,
@@ -236,45 +236,46 @@ impl Exchange {
         self.started
     }
 
+    /// Who called.
+    #[must_use]
+    pub fn caller_name(&self) -> Option<&CallerName> {
+        self.series.caller(self.caller?)
+    }
+
+    /// With which account.
+    #[must_use]
+    pub fn account_name(&self) -> Option<&AccountName> {
+        self.series.account(self.account?)
+    }
+
+    /// The names, for whoever has their numbers.
+    #[must_use]
+    pub fn series(&self) -> &Arc<Series> {
+        &self.series
+    }
+
     fn count(&self, duration: Duration) {
-        let metrics = &self.metrics;
-        let outcome = self.outcome.as_str();
-        let operation = match &self.operation {
-            Some(operation) if self.permitted => operation.name.as_str(),
-            Some(_) | None => "none",
-        };
-        metrics
-            .requests
-            .with_label_values(&[operation, outcome])
-            .inc();
-        metrics
-            .request_seconds
-            .with_label_values(&[operation])
-            .observe(duration.as_secs_f64());
-        if let Some(caller) = &self.caller {
-            metrics
-                .caller_requests
-                .with_label_values(&[caller.as_str(), outcome])
-                .inc();
-            if let Some(signed) = self.told_signature() {
-                metrics
-                    .caller_signatures
-                    .with_label_values(&[caller.as_str(), signed.as_str()])
-                    .inc();
-            }
+        let (series, metrics) = (&self.series, self.series.metrics());
+        let outcome = self.outcome;
+        series.count_request(self.permitted, outcome, duration.as_secs_f64());
+        if let Some(caller) = self.caller {
+            series.count_caller(caller, outcome, self.told_signature());
         }
-        if let Some(account) = &self.account {
-            metrics
-                .account_requests
-                .with_label_values(&[account.as_str(), outcome])
-                .inc();
+        if let Some(account) = self.account {
+            series.count_account(account, outcome);
         }
         if let Some(code) = self.refusal {
             metrics.refusals.with_label_values(&[code]).inc();
         }
+        if let (Outcome::Unknown, Some(operation)) = (outcome, &self.operation) {
+            let class = operation.class.as_str();
+            metrics.unknown_outcomes.with_label_values(&[class]).inc();
+        }
+        metrics.request_bytes.observe(self.request_bytes as f64);
+        metrics.reply_bytes.observe(self.reply_bytes as f64);
         let mut elsewhere = self.waited;
         for (number, attempt) in self.attempts.iter().enumerate() {
-            self.count_attempt(attempt, operation);
+            self.count_attempt(attempt);
             elsewhere += attempt.duration;
             if let Some(before) = number
                 .checked_sub(1)
@@ -290,13 +291,14 @@ impl Exchange {
             let own = duration.saturating_sub(elsewhere);
             metrics.overhead_seconds.observe(own.as_secs_f64());
             if !self.told {
+                let outcome = outcome.as_str();
                 metrics.late_verdicts.with_label_values(&[outcome]).inc();
             }
         }
     }
 
-    fn count_attempt(&self, attempt: &Attempt, operation: &str) {
-        let metrics = &self.metrics;
+    fn count_attempt(&self, attempt: &Attempt) {
+        let metrics = self.series.metrics();
         let upstream = attempt.upstream.as_str();
         metrics
             .attempts
@@ -306,22 +308,10 @@ impl Exchange {
             .attempt_seconds
             .with_label_values(&[upstream])
             .observe(attempt.duration.as_secs_f64());
-        if let (Some(answer), Some(account)) = (&attempt.answer, &self.account) {
-            let code = metrics.code_label(answer.code);
-            metrics
-                .account_answers
-                .with_label_values(&[account.as_str(), &code])
-                .inc();
-            if answer.class == Some(AnswerClass::Credential) {
-                metrics
-                    .account_credential_errors
-                    .with_label_values(&[account.as_str()])
-                    .inc();
-            }
-            metrics
-                .operation_answers
-                .with_label_values(&[operation, &code])
-                .inc();
+        if let Some(answer) = &attempt.answer {
+            let is_of_key = answer.class == Some(AnswerClass::Credential);
+            self.series
+                .count_answer(self.permitted, self.account, answer.code, is_of_key);
         }
     }
 
@@ -403,7 +393,7 @@ impl Drop for Exchange {
         if let Some((status, code)) = self.progress.gave_up.get() {
             (self.status, self.refusal) = (Some(*status), Some(*code));
         }
-        self.metrics.requests_active.dec();
+        self.series.metrics().requests_active.dec();
         self.count(duration);
         self.log(duration);
     }

@@ -1,116 +1,175 @@
 //! The metric families, made once and passed to whoever counts. Only closed sets and configured names become label values.
 
-use std::collections::BTreeSet;
-use std::sync::Arc;
+use std::collections::HashMap;
 
-use arc_swap::ArcSwap;
 use prometheus::Encoder;
 use prometheus::Gauge;
 use prometheus::GaugeVec;
 use prometheus::Histogram;
-use prometheus::HistogramOpts;
 use prometheus::HistogramVec;
 use prometheus::IntCounter;
 use prometheus::IntCounterVec;
 use prometheus::IntGauge;
 use prometheus::IntGaugeVec;
-use prometheus::Opts;
 use prometheus::Registry;
 use prometheus::TextEncoder;
 use prometheus::core::Collector;
+use prometheus::core::MetricVec;
+use prometheus::core::MetricVecBuilder;
+
+use crate::observe::families::Described;
+use crate::observe::families::Families;
+use crate::observe::process::Process;
+use crate::observe::series::FOLDED;
+use crate::observe::series::Family;
+use crate::observe::series::Kept;
+use crate::observe::series::Room;
+use crate::observe::series::Series;
+use crate::operation::Class;
+use crate::outcome::Outcome;
 
 /// All families, in a registry of their own.
 pub struct Metrics {
     registry: Registry,
-    /// Codes that may become label values; every other is `other`.
-    codes: ArcSwap<BTreeSet<i64>>,
+    described: Vec<Described>,
+    process: Process,
+    /// Room for the series of configured names.
+    pub room: Room,
 
-    /// Requests by canonical operation and outcome.
+    // -- requests
+    /// Requests, by operation (canonical name; none: not one that the caller may call) and by what happened to the call.
     pub requests: IntCounterVec,
-    /// Requests by caller and outcome.
+    /// Requests, by caller and by what happened to the call.
     pub caller_requests: IntCounterVec,
-    /// Requests by account and outcome.
+    /// Requests, by account and by what happened to the call.
     pub account_requests: IntCounterVec,
-    /// From the request's head to its answer, by operation.
+    /// Time from a request's head to its answer, by operation and outcome.
     pub request_seconds: HistogramVec,
-    /// What of it the gateway itself took: all but waiting for the caller's body and the upstream.
+    /// What of a forwarded request's time the gateway itself took: all but waiting for the body, for a turn and for the upstream.
     pub overhead_seconds: Histogram,
-    /// Requests that the gateway refused, by the code in its answer.
+    /// Sizes of callers' bodies, of requests that were read.
+    pub request_bytes: Histogram,
+    /// Sizes of the bodies that callers were answered with.
+    pub reply_bytes: Histogram,
+    /// Answers that the gateway made itself, by the code they carry.
     pub refusals: IntCounterVec,
+    /// Calls that may have left and brought no trustworthy answer, by the operation's class. Of any class but read somebody must look up what happened.
+    pub unknown_outcomes: IntCounterVec,
+    /// Calls whose caller had gone before the answer came, by what happened to them.
+    pub late_verdicts: IntCounterVec,
+    /// Calls that may have left, by what the caller's own signature is: match (signed with the account's key: the caller still holds it), mismatch (with something else), absent.
+    pub caller_signatures: IntCounterVec,
     /// Requests between head and answer.
     pub requests_active: IntGauge,
-    /// Attempts by upstream and result.
-    pub attempts: IntCounterVec,
-    /// Attempts from the first wish for a connection to the last byte of the reply, by upstream.
-    pub attempt_seconds: HistogramVec,
-    /// KYBIO's answers by account and errorCode.
+    /// What callers' bodies that don't come in one piece take of the memory now.
+    pub bodies_bytes: IntGauge,
+    /// What they may take (listener.bodies_bytes_max).
+    pub bodies_bytes_max: IntGauge,
+    // -- what KYBIO answers
+    /// KYBIO's answers, by account and errorCode (none: success or no code; other: not in the catalogue).
     pub account_answers: IntCounterVec,
-    /// KYBIO's answers by operation and errorCode.
+    /// KYBIO's answers, by operation and errorCode (none: success or no code; other: not in the catalogue).
     pub operation_answers: IntCounterVec,
-    /// Verdicts that came after the caller had gone, by outcome.
-    pub late_verdicts: IntCounterVec,
-    /// KYBIO's answers that don't take the key, by account.
+    /// KYBIO's answers that say that it doesn't take the account's appId or signature.
     pub account_credential_errors: IntCounterVec,
-    /// When the key in use was taken, in Unix seconds, by account and fingerprint.
+    /// 1 while the account's calls for the day are used up and its calls are refused here.
+    pub quota_used_up: IntGaugeVec,
+    // -- keys and configuration
+    /// When the key that the account's calls are signed with was read first, in Unix time, by the key's fingerprint.
     pub account_keys_taken: GaugeVec,
-    /// 1 once KYBIO has taken it, by account and fingerprint.
+    /// 1 once KYBIO has answered a call signed with this key with success.
     pub account_keys_accepted: IntGaugeVec,
-    /// Requests by caller and by what became of the signature that came with them.
-    pub caller_signatures: IntCounterVec,
+    /// Accounts that are configured.
+    pub accounts: IntGauge,
     /// Accounts that can't be used because of their key.
     pub accounts_disabled: IntGauge,
-    /// Accounts that go on with a key whose file is bad by now.
+    /// Accounts that go on with the key they had, because their key file can't be used any more.
     pub accounts_keeping_key: IntGauge,
-    /// The last reload was taken, or found nothing new.
+    /// 1 if the configuration in force is the one that is written; 0 if what is written was refused.
     pub reload_successful: IntGauge,
-    /// When the configuration was last found good, Unix seconds.
+    /// When what is written was last found good, at start or by a reload, in Unix time.
     pub reload_success_time: Gauge,
-    /// Reloads by what came of them.
+    /// Reloads, by what came of them.
     pub reloads: IntCounterVec,
-    /// Connections that a reload ended, by reason.
-    pub downstream_closed_by_reload: IntCounterVec,
-    /// Connections that callers hold open.
+    /// When the first of what a key of the configuration names ends, in Unix time: certificate, client_ca, client_crl of the listener.
+    pub certificate_ends: GaugeVec,
+    // -- attempts at hosts
+    /// Attempts at an upstream, by result.
+    pub attempts: IntCounterVec,
+    /// Time of an attempt, from asking for a connection to the reply's last byte.
+    pub attempt_seconds: HistogramVec,
+    /// Time of the parts of an attempt: connect (until there is a connection, kept or new), first-byte (until the reply's head), rest (until its last byte).
+    pub phase_seconds: HistogramVec,
+    /// Attempts after the first, by the result of the one before.
+    pub retries: IntCounterVec,
+    /// Retries that weren't made because the upstream's retry budget was spent.
+    pub retry_budget_refusals: IntCounterVec,
+    /// Calls under way.
+    pub in_flight: IntGaugeVec,
+    /// Calls that may be under way at a time (in_flight_max).
+    pub in_flight_max: IntGaugeVec,
+    /// Calls that wait for their turn.
+    pub queued: IntGaugeVec,
+    /// Calls that may wait (queue_max).
+    pub queue_max: IntGaugeVec,
+    /// 0: calls pass. 1: one at a time tries whether the host is well. 2: the host is held to be down, and calls are refused.
+    pub breaker_state: IntGaugeVec,
+    /// How often a host came to be held to be down.
+    pub breaker_opens: IntCounterVec,
+    /// TCP and TLS handshakes that looked whether a host is back, by result.
+    pub breaker_probes: IntCounterVec,
+    /// Open connections to an upstream.
+    pub upstream_connections: IntGaugeVec,
+    /// Those of them that wait for a call.
+    pub upstream_connections_idle: IntGaugeVec,
+    /// Connections that there may be (connections_max).
+    pub upstream_connections_max: IntGaugeVec,
+    /// Connections opened to an upstream.
+    pub upstream_opened: IntCounterVec,
+    /// Attempts that found a connection open.
+    pub upstream_reused: IntCounterVec,
+    /// How old connections to an upstream were when they ended.
+    pub upstream_connection_ages: HistogramVec,
+    /// Completed TLS handshakes with an upstream: full, or resumed from a session of before.
+    pub upstream_handshakes: IntCounterVec,
+    /// How far this machine's clock is behind the host's, by the Date of its answers (whole seconds) and the middle of their time; negative if it's ahead.
+    pub clock_skew: GaugeVec,
+    // -- callers' connections
+    /// Open connections from callers, handshakes included.
     pub downstream_connections: IntGauge,
+    /// Those of them with a request under way.
+    pub downstream_connections_busy: IntGauge,
+    /// Connections that there may be (listener.connections_max).
+    pub downstream_connections_max: IntGauge,
     /// Connections taken from callers.
     pub downstream_accepted: IntCounter,
-    /// Connections closed by a clock of ours, by clock.
-    pub downstream_timeouts: IntCounterVec,
-    /// Requests that were refused before they were requests.
-    pub downstream_malformed: IntCounter,
-    /// Connections that a limit on connections kept out, by limit.
+    /// Connections that weren't served because their address or caller had as many as it may have.
     pub downstream_refused: IntCounterVec,
-    /// How often no connection could be taken until another one ended.
+    /// How often the limit on all connections was reached, so that the next one had to wait in the kernel's queue.
     pub downstream_full: IntCounter,
-    /// HTTP/2 connections that were ended because of what they were flooded with, by frame.
+    /// Connections from callers that a clock of ours closed.
+    pub downstream_timeouts: IntCounterVec,
+    /// Requests so malformed that they were refused before they were requests.
+    pub downstream_malformed: IntCounter,
+    /// HTTP/2 connections that were ended because they sent more frames of a kind than any client needs.
     pub downstream_floods: IntCounterVec,
-    /// Accepts that failed, mostly for want of descriptors.
+    /// Connections that ended because their caller wouldn't be let in any more, by reason.
+    pub downstream_closed_by_reload: IntCounterVec,
+    /// Connections that couldn't be taken, mostly for want of descriptors.
     pub accept_errors: IntCounter,
-    /// TLS handshakes with callers that were completed.
-    pub handshakes: IntCounter,
-    /// TLS handshakes with callers that weren't, by reason.
+    /// Completed TLS handshakes with callers: full, or resumed from a session of before.
+    pub handshakes: IntCounterVec,
+    /// Failed TLS handshakes with callers, by reason.
     pub handshake_failures: IntCounterVec,
-    /// Connections to upstreams that are open, by upstream.
-    pub upstream_connections: IntGaugeVec,
-    /// Connections to upstreams that were opened, by upstream.
-    pub upstream_opened: IntCounterVec,
-    /// Attempts that found a connection open, by upstream.
-    pub upstream_reused: IntCounterVec,
-    /// Retries, by upstream and by the result of the attempt before.
-    pub retries: IntCounterVec,
-    /// Retries that the budget had no room for, by upstream.
-    pub retry_budget_refusals: IntCounterVec,
-    /// 0 closed, 1 half open, 2 open, by upstream.
-    pub breaker_state: IntGaugeVec,
-    /// How often the breaker opened, by upstream.
-    pub breaker_opens: IntCounterVec,
-    /// Looks whether a host is back, by upstream and result.
-    pub breaker_probes: IntCounterVec,
-    /// Calls under way, by upstream.
-    pub in_flight: IntGaugeVec,
-    /// Calls that wait for their turn, by upstream.
-    pub queued: IntGaugeVec,
-    /// 1 while an account's calls for the day are used up, by account.
-    pub quota_used_up: IntGaugeVec,
+    // -- the gateway itself
+    /// 1, with the version as label.
+    pub build_info: IntGaugeVec,
+    /// Lines of the log that nobody took in time: a slow reader of standard error doesn't hold up calls.
+    pub log_dropped: IntCounter,
+    /// Series of configured names: operations, callers, accounts; each bucket of a histogram counts.
+    pub series: IntGauge,
+    /// Series that were folded into other because there were metrics.series_max.
+    pub series_folded: IntCounter,
 }
 
 /// Why a TLS handshake with a caller failed: a closed set (the reasons that the library can tell apart).
@@ -154,164 +213,548 @@ pub const FLOODS: [&str; 8] = [
     "other",
 ];
 
-/// Five buckets a decade where answers usually come, up to the longest total timeout.
-const REQUEST_BUCKETS: [f64; 14] = [
+/// How a TLS handshake went.
+pub const HANDSHAKES: [&str; 2] = ["full", "resumed"];
+
+/// The parts of an attempt.
+pub const PHASES: [&str; 3] = ["connect", "first-byte", "rest"];
+
+/// Where answers usually come, up to the longest total timeout, in seconds.
+pub const REQUEST_BUCKETS: [f64; 14] = [
     0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 15.0, 45.0,
 ];
 
 /// The gateway's own time is tens of microseconds.
-const OVERHEAD_BUCKETS: [f64; 10] = [
-    0.000_025, 0.000_05, 0.000_1, 0.000_25, 0.000_5, 0.001, 0.002_5, 0.01, 0.1, 1.0,
+const OVERHEAD_BUCKETS: [f64; 12] = [
+    0.000_025, 0.000_05, 0.000_1, 0.000_15, 0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.1,
+    1.0,
 ];
 
-struct Maker<'a>(&'a Registry);
+/// Bodies, in bytes, up to the largest replies.
+const SIZE_BUCKETS: [f64; 9] = [
+    256.0,
+    1_024.0,
+    4_096.0,
+    16_384.0,
+    65_536.0,
+    262_144.0,
+    1_048_576.0,
+    4_194_304.0,
+    16_777_216.0,
+];
 
-impl Maker<'_> {
-    fn keep<C: Collector + Clone + 'static>(&self, collector: Result<C, prometheus::Error>) -> C {
-        let collector = collector.expect("names and labels are constants, and legal");
-        self.0
-            .register(Box::new(collector.clone()))
-            .expect("each name stands once");
-        collector
-    }
-
-    fn counter(&self, name: &str, help: &str) -> IntCounter {
-        self.keep(IntCounter::new(name, help))
-    }
-
-    fn counters(&self, name: &str, help: &str, labels: &[&str]) -> IntCounterVec {
-        self.keep(IntCounterVec::new(Opts::new(name, help), labels))
-    }
-
-    fn gauge(&self, name: &str, help: &str) -> IntGauge {
-        self.keep(IntGauge::new(name, help))
-    }
-
-    fn gauges(&self, name: &str, help: &str, labels: &[&str]) -> IntGaugeVec {
-        self.keep(IntGaugeVec::new(Opts::new(name, help), labels))
-    }
-
-    fn histogram(&self, name: &str, help: &str, buckets: &[f64]) -> Histogram {
-        self.keep(Histogram::with_opts(
-            HistogramOpts::new(name, help).buckets(buckets.to_vec()),
-        ))
-    }
-
-    fn histograms(&self, name: &str, help: &str, buckets: &[f64], labels: &[&str]) -> HistogramVec {
-        self.keep(HistogramVec::new(
-            HistogramOpts::new(name, help).buckets(buckets.to_vec()),
-            labels,
-        ))
-    }
-}
+/// Ages of connections, in seconds, up to the greatest by default.
+const AGE_BUCKETS: [f64; 8] = [1.0, 5.0, 15.0, 30.0, 60.0, 120.0, 300.0, 600.0];
 
 impl Metrics {
-    /// All families, with those of closed sets at zero. `codes` are the business codes that are counted by themselves.
+    /// All families, with those of closed sets at zero.
     ///
     /// # Panics
     /// Never: names and labels are constants, and every test makes one.
     #[must_use]
-    pub fn new(codes: impl IntoIterator<Item = i64>) -> Self {
-        let registry = Registry::new();
-        let make = Maker(&registry);
-        let metrics = Self {
-            codes: ArcSwap::from_pointee(codes.into_iter().collect()),
-            requests: make.counters("kybio_gateway_requests_total", "Requests, by operation (canonical name, or none) and by what happened to the call.", &["operation", "outcome"]),
-            caller_requests: make.counters("kybio_gateway_caller_requests_total", "Requests, by caller and by what happened to the call.", &["caller", "outcome"]),
-            account_requests: make.counters("kybio_gateway_account_requests_total", "Requests, by account and by what happened to the call.", &["account", "outcome"]),
-            request_seconds: make.histograms("kybio_gateway_request_duration_seconds", "Time from a request's head to its answer, by operation.", &REQUEST_BUCKETS, &["operation"]),
-            overhead_seconds: make.histogram("kybio_gateway_overhead_seconds", "What of a forwarded request's time the gateway itself took: all but waiting for the body and the upstream.", &OVERHEAD_BUCKETS),
-            refusals: make.counters("kybio_gateway_refusals_total", "Answers that the gateway made itself, by the code they carry.", &["code"]),
-            requests_active: make.gauge("kybio_gateway_requests_active", "Requests between head and answer."),
-            attempts: make.counters("kybio_gateway_attempts_total", "Attempts at an upstream, by result.", &["upstream", "result"]),
-            attempt_seconds: make.histograms("kybio_gateway_attempt_duration_seconds", "Time of an attempt, from asking for a connection to the reply's last byte.", &REQUEST_BUCKETS, &["upstream"]),
-            account_answers: make.counters("kybio_gateway_account_answers_total", "KYBIO's answers, by account and errorCode (none: success or no code; other: not in the catalogue).", &["account", "error_code"]),
-            operation_answers: make.counters("kybio_gateway_operation_answers_total", "KYBIO's answers, by operation and errorCode (none: success or no code; other: not in the catalogue).", &["operation", "error_code"]),
-            late_verdicts: make.counters("kybio_gateway_late_verdicts_total", "Calls whose caller had gone before the answer came, by what happened to them.", &["outcome"]),
-            account_credential_errors: make.counters("kybio_gateway_account_credential_errors_total", "KYBIO's answers that say that it doesn't take the account's appId or signature.", &["account"]),
-            account_keys_taken: make.keep(GaugeVec::new(Opts::new("kybio_gateway_account_key_taken_timestamp_seconds", "When the key that the account's calls are signed with was read first, in Unix time, by the key's fingerprint."), &["account", "fingerprint"])),
-            account_keys_accepted: make.gauges("kybio_gateway_account_key_accepted", "1 once KYBIO has answered a call signed with this key with success.", &["account", "fingerprint"]),
-            caller_signatures: make.counters("kybio_gateway_caller_signatures_total", "Calls that may have left, by what the caller's own signature is: match (signed with the account's key: the caller still holds it), mismatch (with something else), absent.", &["caller", "result"]),
-            accounts_disabled: make.gauge("kybio_gateway_accounts_disabled", "Accounts that can't be used because of their key."),
-            accounts_keeping_key: make.gauge("kybio_gateway_accounts_keeping_key", "Accounts that go on with the key they had, because their key file can't be used any more."),
-            reload_successful: make.gauge("kybio_gateway_config_last_reload_successful", "1 if the configuration in force is the one that is written; 0 if what is written was refused."),
-            reload_success_time: make.keep(Gauge::new("kybio_gateway_config_last_reload_success_timestamp_seconds", "When what is written was last found good, at start or by a reload, in Unix time.")),
-            reloads: make.counters("kybio_gateway_config_reloads_total", "Reloads, by what came of them.", &["result"]),
-            downstream_closed_by_reload: make.counters("kybio_gateway_downstream_closed_by_reload_total", "Connections that ended because their caller wouldn't be let in any more, by reason.", &["reason"]),
-            downstream_connections: make.gauge("kybio_gateway_downstream_connections", "Open connections from callers, handshakes included."),
-            downstream_accepted: make.counter("kybio_gateway_downstream_connections_accepted_total", "Connections taken from callers."),
-            downstream_timeouts: make.counters("kybio_gateway_downstream_timeouts_total", "Connections from callers that a clock of ours closed.", &["clock"]),
-            downstream_malformed: make.counter("kybio_gateway_downstream_malformed_total", "Requests so malformed that they were refused before they were requests."),
-            downstream_refused: make.counters("kybio_gateway_downstream_connections_refused_total", "Connections that weren't served because their address or caller had as many as it may have.", &["limit"]),
-            downstream_full: make.counter("kybio_gateway_downstream_connections_full_total", "How often the limit on all connections was reached, so that the next one had to wait in the kernel's queue."),
-            downstream_floods: make.counters("kybio_gateway_downstream_floods_total", "HTTP/2 connections that were ended because they sent more frames of a kind than any client needs.", &["frame"]),
-            accept_errors: make.counter("kybio_gateway_accept_errors_total", "Connections that couldn't be taken, mostly for want of descriptors."),
-            handshakes: make.counter("kybio_gateway_tls_handshakes_total", "Completed TLS handshakes with callers."),
-            handshake_failures: make.counters("kybio_gateway_tls_handshake_failures_total", "Failed TLS handshakes with callers, by reason.", &["reason"]),
-            upstream_connections: make.gauges("kybio_gateway_upstream_connections", "Open connections to an upstream.", &["upstream"]),
-            upstream_opened: make.counters("kybio_gateway_upstream_connections_opened_total", "Connections opened to an upstream.", &["upstream"]),
-            upstream_reused: make.counters("kybio_gateway_upstream_connections_reused_total", "Attempts that found a connection open.", &["upstream"]),
-            retries: make.counters("kybio_gateway_retries_total", "Attempts after the first, by the result of the one before.", &["upstream", "reason"]),
-            retry_budget_refusals: make.counters("kybio_gateway_retry_budget_refusals_total", "Retries that weren't made because the upstream's retry budget was spent.", &["upstream"]),
-            breaker_state: make.gauges("kybio_gateway_upstream_breaker_state", "0: calls pass. 1: one at a time tries whether the host is well. 2: the host is held to be down, and calls are refused.", &["upstream"]),
-            breaker_opens: make.counters("kybio_gateway_upstream_breaker_opens_total", "How often a host came to be held to be down.", &["upstream"]),
-            breaker_probes: make.counters("kybio_gateway_upstream_breaker_probes_total", "TCP and TLS handshakes that looked whether a host is back, by result.", &["upstream", "result"]),
-            in_flight: make.gauges("kybio_gateway_upstream_in_flight", "Calls under way.", &["upstream"]),
-            queued: make.gauges("kybio_gateway_upstream_queued", "Calls that wait for their turn.", &["upstream"]),
-            quota_used_up: make.gauges("kybio_gateway_account_quota_used_up", "1 while the account's calls for the day are used up and its calls are refused here.", &["account"]),
-            registry: registry.clone(),
-        };
-        let build = make.gauges(
+    pub fn new() -> Self {
+        let mut make = Families::default();
+        let requests = make.counters("kybio_gateway_requests_total", "Requests, by operation (canonical name; none: not one that the caller may call) and by what happened to the call.", &["operation", "outcome"]);
+        let caller_requests = make.counters(
+            "kybio_gateway_caller_requests_total",
+            "Requests, by caller and by what happened to the call.",
+            &["caller", "outcome"],
+        );
+        let account_requests = make.counters(
+            "kybio_gateway_account_requests_total",
+            "Requests, by account and by what happened to the call.",
+            &["account", "outcome"],
+        );
+        let request_seconds = make.histograms(
+            "kybio_gateway_request_duration_seconds",
+            "Time from a request's head to its answer, by operation and outcome.",
+            &["operation", "outcome"],
+            &REQUEST_BUCKETS,
+        );
+        let overhead_seconds = make.histogram("kybio_gateway_overhead_seconds", "What of a forwarded request's time the gateway itself took: all but waiting for the body, for a turn and for the upstream.", &OVERHEAD_BUCKETS);
+        let request_bytes = make.histogram(
+            "kybio_gateway_request_body_bytes",
+            "Sizes of callers' bodies, of requests that were read.",
+            &SIZE_BUCKETS,
+        );
+        let reply_bytes = make.histogram(
+            "kybio_gateway_reply_body_bytes",
+            "Sizes of the bodies that callers were answered with.",
+            &SIZE_BUCKETS,
+        );
+        let refusals = make.counters(
+            "kybio_gateway_refusals_total",
+            "Answers that the gateway made itself, by the code they carry.",
+            &["code"],
+        );
+        let unknown_outcomes = make.counters("kybio_gateway_unknown_outcomes_total", "Calls that may have left and brought no trustworthy answer, by the operation's class. Of any class but read somebody must look up what happened.", &["class"]);
+        let late_verdicts = make.counters(
+            "kybio_gateway_late_verdicts_total",
+            "Calls whose caller had gone before the answer came, by what happened to them.",
+            &["outcome"],
+        );
+        let caller_signatures = make.counters("kybio_gateway_caller_signatures_total", "Calls that may have left, by what the caller's own signature is: match (signed with the account's key: the caller still holds it), mismatch (with something else), absent.", &["caller", "result"]);
+        let requests_active = make.gauge(
+            "kybio_gateway_requests_active",
+            "Requests between head and answer.",
+        );
+        let bodies_bytes = make.gauge(
+            "kybio_gateway_bodies_bytes",
+            "What callers' bodies that don't come in one piece take of the memory now.",
+        );
+        let bodies_bytes_max = make.gauge(
+            "kybio_gateway_bodies_bytes_max",
+            "What they may take (listener.bodies_bytes_max).",
+        );
+        let account_answers = make.counters("kybio_gateway_account_answers_total", "KYBIO's answers, by account and errorCode (none: success or no code; other: not in the catalogue).", &["account", "error_code"]);
+        let operation_answers = make.counters("kybio_gateway_operation_answers_total", "KYBIO's answers, by operation and errorCode (none: success or no code; other: not in the catalogue).", &["operation", "error_code"]);
+        let account_credential_errors = make.counters(
+            "kybio_gateway_account_credential_errors_total",
+            "KYBIO's answers that say that it doesn't take the account's appId or signature.",
+            &["account"],
+        );
+        let quota_used_up = make.gauges(
+            "kybio_gateway_account_quota_used_up",
+            "1 while the account's calls for the day are used up and its calls are refused here.",
+            &["account"],
+        );
+        let account_keys_taken = make.fractional_gauges("kybio_gateway_account_key_taken_timestamp_seconds", "When the key that the account's calls are signed with was read first, in Unix time, by the key's fingerprint.", &["account", "fingerprint"]);
+        let account_keys_accepted = make.gauges(
+            "kybio_gateway_account_key_accepted",
+            "1 once KYBIO has answered a call signed with this key with success.",
+            &["account", "fingerprint"],
+        );
+        let accounts = make.gauge("kybio_gateway_accounts", "Accounts that are configured.");
+        let accounts_disabled = make.gauge(
+            "kybio_gateway_accounts_disabled",
+            "Accounts that can't be used because of their key.",
+        );
+        let accounts_keeping_key = make.gauge("kybio_gateway_accounts_keeping_key", "Accounts that go on with the key they had, because their key file can't be used any more.");
+        let reload_successful = make.gauge("kybio_gateway_config_last_reload_successful", "1 if the configuration in force is the one that is written; 0 if what is written was refused.");
+        let reload_success_time = make.fractional_gauge(
+            "kybio_gateway_config_last_reload_success_timestamp_seconds",
+            "When what is written was last found good, at start or by a reload, in Unix time.",
+        );
+        let reloads = make.counters(
+            "kybio_gateway_config_reloads_total",
+            "Reloads, by what came of them.",
+            &["result"],
+        );
+        let certificate_ends = make.fractional_gauges("kybio_gateway_certificate_end_timestamp_seconds", "When the first of what a key of the configuration names ends, in Unix time: certificate, client_ca, client_crl of the listener.", &["of"]);
+        let attempts = make.counters(
+            "kybio_gateway_attempts_total",
+            "Attempts at an upstream, by result.",
+            &["upstream", "result"],
+        );
+        let attempt_seconds = make.histograms(
+            "kybio_gateway_attempt_duration_seconds",
+            "Time of an attempt, from asking for a connection to the reply's last byte.",
+            &["upstream"],
+            &REQUEST_BUCKETS,
+        );
+        let phase_seconds = make.histograms("kybio_gateway_attempt_phase_duration_seconds", "Time of the parts of an attempt: connect (until there is a connection, kept or new), first-byte (until the reply's head), rest (until its last byte).", &["upstream", "phase"], &REQUEST_BUCKETS);
+        let retries = make.counters(
+            "kybio_gateway_retries_total",
+            "Attempts after the first, by the result of the one before.",
+            &["upstream", "reason"],
+        );
+        let retry_budget_refusals = make.counters(
+            "kybio_gateway_retry_budget_refusals_total",
+            "Retries that weren't made because the upstream's retry budget was spent.",
+            &["upstream"],
+        );
+        let in_flight = make.gauges(
+            "kybio_gateway_upstream_in_flight",
+            "Calls under way.",
+            &["upstream"],
+        );
+        let in_flight_max = make.gauges(
+            "kybio_gateway_upstream_in_flight_max",
+            "Calls that may be under way at a time (in_flight_max).",
+            &["upstream"],
+        );
+        let queued = make.gauges(
+            "kybio_gateway_upstream_queued",
+            "Calls that wait for their turn.",
+            &["upstream"],
+        );
+        let queue_max = make.gauges(
+            "kybio_gateway_upstream_queue_max",
+            "Calls that may wait (queue_max).",
+            &["upstream"],
+        );
+        let breaker_state = make.gauges("kybio_gateway_upstream_breaker_state", "0: calls pass. 1: one at a time tries whether the host is well. 2: the host is held to be down, and calls are refused.", &["upstream"]);
+        let breaker_opens = make.counters(
+            "kybio_gateway_upstream_breaker_opens_total",
+            "How often a host came to be held to be down.",
+            &["upstream"],
+        );
+        let breaker_probes = make.counters(
+            "kybio_gateway_upstream_breaker_probes_total",
+            "TCP and TLS handshakes that looked whether a host is back, by result.",
+            &["upstream", "result"],
+        );
+        let upstream_connections = make.gauges(
+            "kybio_gateway_upstream_connections",
+            "Open connections to an upstream.",
+            &["upstream"],
+        );
+        let upstream_connections_idle = make.gauges(
+            "kybio_gateway_upstream_connections_idle",
+            "Those of them that wait for a call.",
+            &["upstream"],
+        );
+        let upstream_connections_max = make.gauges(
+            "kybio_gateway_upstream_connections_max",
+            "Connections that there may be (connections_max).",
+            &["upstream"],
+        );
+        let upstream_opened = make.counters(
+            "kybio_gateway_upstream_connections_opened_total",
+            "Connections opened to an upstream.",
+            &["upstream"],
+        );
+        let upstream_reused = make.counters(
+            "kybio_gateway_upstream_connections_reused_total",
+            "Attempts that found a connection open.",
+            &["upstream"],
+        );
+        let upstream_connection_ages = make.histograms(
+            "kybio_gateway_upstream_connection_age_seconds",
+            "How old connections to an upstream were when they ended.",
+            &["upstream"],
+            &AGE_BUCKETS,
+        );
+        let upstream_handshakes = make.counters(
+            "kybio_gateway_upstream_tls_handshakes_total",
+            "Completed TLS handshakes with an upstream: full, or resumed from a session of before.",
+            &["upstream", "kind"],
+        );
+        let clock_skew = make.fractional_gauges("kybio_gateway_upstream_clock_skew_seconds", "How far this machine's clock is behind the host's, by the Date of its answers (whole seconds) and the middle of their time; negative if it's ahead.", &["upstream"]);
+        let downstream_connections = make.gauge(
+            "kybio_gateway_downstream_connections",
+            "Open connections from callers, handshakes included.",
+        );
+        let downstream_connections_busy = make.gauge(
+            "kybio_gateway_downstream_connections_busy",
+            "Those of them with a request under way.",
+        );
+        let downstream_connections_max = make.gauge(
+            "kybio_gateway_downstream_connections_max",
+            "Connections that there may be (listener.connections_max).",
+        );
+        let downstream_accepted = make.counter(
+            "kybio_gateway_downstream_connections_accepted_total",
+            "Connections taken from callers.",
+        );
+        let downstream_refused = make.counters("kybio_gateway_downstream_connections_refused_total", "Connections that weren't served because their address or caller had as many as it may have.", &["limit"]);
+        let downstream_full = make.counter("kybio_gateway_downstream_connections_full_total", "How often the limit on all connections was reached, so that the next one had to wait in the kernel's queue.");
+        let downstream_timeouts = make.counters(
+            "kybio_gateway_downstream_timeouts_total",
+            "Connections from callers that a clock of ours closed.",
+            &["clock"],
+        );
+        let downstream_malformed = make.counter(
+            "kybio_gateway_downstream_malformed_total",
+            "Requests so malformed that they were refused before they were requests.",
+        );
+        let downstream_floods = make.counters("kybio_gateway_downstream_floods_total", "HTTP/2 connections that were ended because they sent more frames of a kind than any client needs.", &["frame"]);
+        let downstream_closed_by_reload = make.counters(
+            "kybio_gateway_downstream_closed_by_reload_total",
+            "Connections that ended because their caller wouldn't be let in any more, by reason.",
+            &["reason"],
+        );
+        let accept_errors = make.counter(
+            "kybio_gateway_accept_errors_total",
+            "Connections that couldn't be taken, mostly for want of descriptors.",
+        );
+        let handshakes = make.counters(
+            "kybio_gateway_tls_handshakes_total",
+            "Completed TLS handshakes with callers: full, or resumed from a session of before.",
+            &["kind"],
+        );
+        let handshake_failures = make.counters(
+            "kybio_gateway_tls_handshake_failures_total",
+            "Failed TLS handshakes with callers, by reason.",
+            &["reason"],
+        );
+        let build_info = make.gauges(
             "kybio_gateway_build_info",
             "1, with the version as label.",
             &["version"],
         );
-        build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
-        for reason in HANDSHAKE_FAILURES {
-            metrics.handshake_failures.with_label_values(&[reason]);
-            metrics
-                .downstream_closed_by_reload
-                .with_label_values(&[reason]);
-        }
-        metrics
-            .downstream_closed_by_reload
-            .with_label_values(&[UNKNOWN_CALLER]);
-        for result in RELOADS {
-            metrics.reloads.with_label_values(&[result]);
-        }
-        for limit in CONNECTION_LIMITS {
-            metrics.downstream_refused.with_label_values(&[limit]);
-        }
-        for frame in FLOODS {
-            metrics.downstream_floods.with_label_values(&[frame]);
-        }
-        for clock in CLOCKS {
-            metrics.downstream_timeouts.with_label_values(&[clock]);
-        }
+        let log_dropped = make.counter("kybio_gateway_log_lines_dropped_total", "Lines of the log that nobody took in time: a slow reader of standard error doesn't hold up calls.");
+        let series = make.gauge("kybio_gateway_metrics_series", "Series of configured names: operations, callers, accounts; each bucket of a histogram counts.");
+        let series_folded = make.counter(
+            "kybio_gateway_metrics_series_folded_total",
+            "Series that were folded into other because there were metrics.series_max.",
+        );
+        let process = Process::new(&mut make);
+        let Families {
+            registry,
+            described,
+        } = make;
+        let metrics = Self {
+            registry,
+            described,
+            process,
+            room: Room::new(series.clone(), series_folded.clone()),
+            requests,
+            caller_requests,
+            account_requests,
+            request_seconds,
+            overhead_seconds,
+            request_bytes,
+            reply_bytes,
+            refusals,
+            unknown_outcomes,
+            late_verdicts,
+            caller_signatures,
+            requests_active,
+            bodies_bytes,
+            bodies_bytes_max,
+            account_answers,
+            operation_answers,
+            account_credential_errors,
+            quota_used_up,
+            account_keys_taken,
+            account_keys_accepted,
+            accounts,
+            accounts_disabled,
+            accounts_keeping_key,
+            reload_successful,
+            reload_success_time,
+            reloads,
+            certificate_ends,
+            attempts,
+            attempt_seconds,
+            phase_seconds,
+            retries,
+            retry_budget_refusals,
+            in_flight,
+            in_flight_max,
+            queued,
+            queue_max,
+            breaker_state,
+            breaker_opens,
+            breaker_probes,
+            upstream_connections,
+            upstream_connections_idle,
+            upstream_connections_max,
+            upstream_opened,
+            upstream_reused,
+            upstream_connection_ages,
+            upstream_handshakes,
+            clock_skew,
+            downstream_connections,
+            downstream_connections_busy,
+            downstream_connections_max,
+            downstream_accepted,
+            downstream_refused,
+            downstream_full,
+            downstream_timeouts,
+            downstream_malformed,
+            downstream_floods,
+            downstream_closed_by_reload,
+            accept_errors,
+            handshakes,
+            handshake_failures,
+            build_info,
+            log_dropped,
+            series,
+            series_folded,
+        };
+        metrics.begin();
         metrics
     }
 
-    /// The business codes that are counted by themselves from now on.
-    pub fn know_codes(&self, codes: impl IntoIterator<Item = i64>) {
-        self.codes.store(Arc::new(codes.into_iter().collect()));
+    /// Closed sets begin at zero, so that the first one of a kind is seen as a change.
+    fn begin(&self) {
+        self.build_info
+            .with_label_values(&[env!("CARGO_PKG_VERSION")])
+            .set(1);
+        let begin = |family: &IntCounterVec, values: &[&str]| {
+            for value in values {
+                family.with_label_values(&[value]);
+            }
+        };
+        begin(&self.handshakes, &HANDSHAKES);
+        begin(&self.handshake_failures, &HANDSHAKE_FAILURES);
+        begin(&self.downstream_closed_by_reload, &HANDSHAKE_FAILURES);
+        begin(&self.downstream_closed_by_reload, &[UNKNOWN_CALLER]);
+        begin(&self.reloads, &RELOADS);
+        begin(&self.downstream_refused, &CONNECTION_LIMITS);
+        begin(&self.downstream_floods, &FLOODS);
+        begin(&self.downstream_timeouts, &CLOCKS);
+        begin(
+            &self.unknown_outcomes,
+            &Class::ALL.map(|class| class.as_str()),
+        );
+        begin(
+            &self.late_verdicts,
+            &Outcome::ALL.map(|outcome| outcome.as_str()),
+        );
     }
 
-    /// The `error_code` label of an answer: the code if it's known, `none`, or `other`.
+    /// The counter of a configured name, or what it's folded into.
+    pub(super) fn named(&self, family: Family, name: &str, other: &str) -> IntCounter {
+        let fits = self.room.take(family, name, other, 1);
+        let name = if fits { name } else { FOLDED };
+        match self.counters(family) {
+            Some(counters) if other.is_empty() => counters.with_label_values(&[name]),
+            Some(counters) => counters.with_label_values(&[name, other]),
+            // Of the families that aren't counters nobody asks for one.
+            None => self.series_folded.clone(),
+        }
+    }
+
+    /// A counter for each of these values of the other label: all of them have room, or all are folded.
+    pub(super) fn named_set<const N: usize>(
+        &self,
+        family: Family,
+        name: &str,
+        others: [&'static str; N],
+    ) -> [IntCounter; N] {
+        let fits = self.room.take(family, name, SET, N);
+        let name = if fits { name } else { FOLDED };
+        others.map(|other| match self.counters(family) {
+            Some(counters) => counters.with_label_values(&[name, other]),
+            None => self.series_folded.clone(),
+        })
+    }
+
+    /// The same for the time of an operation's requests, whose histogram has so many series.
+    pub(super) fn named_histogram(&self, name: &str, outcome: &str, count: usize) -> Histogram {
+        let family = Family::OperationDurations;
+        let fits = self.room.take(family, name, outcome, count);
+        let name = if fits { name } else { FOLDED };
+        self.request_seconds.with_label_values(&[name, outcome])
+    }
+
+    /// What an account's key is shown with: when it was taken, and whether it's accepted. `None` if there's no room.
     #[must_use]
-    pub fn code_label(&self, code: Option<i64>) -> String {
-        match code {
-            None => "none".to_owned(),
-            Some(code) if self.codes.load().contains(&code) => code.to_string(),
-            Some(_) => "other".to_owned(),
+    pub fn account_key(&self, account: &str, fingerprint: &str) -> Option<(Gauge, IntGauge)> {
+        let fits = self.room.take(Family::AccountKey, account, fingerprint, 2);
+        let labels = [account, fingerprint];
+        fits.then(|| {
+            (
+                self.account_keys_taken.with_label_values(&labels),
+                self.account_keys_accepted.with_label_values(&labels),
+            )
+        })
+    }
+
+    /// The account's calls aren't signed with that key any more.
+    pub fn forget_account_key(&self, account: &str, fingerprint: &str) {
+        let key = |family, name: &str, other: &str| {
+            family == Family::AccountKey && name == account && other == fingerprint
+        };
+        for kept in self.room.give_back(key) {
+            self.remove(&kept);
         }
     }
 
-    /// All families in the text format of Prometheus.
+    /// Series of names that aren't configured any more are gone with them.
+    pub fn forget_all_but(&self, series: &Series) {
+        let names = series.names();
+        let is_gone = |family: Family, name: &str, _: &str| {
+            family != Family::AccountKey && !names.has(family, name)
+        };
+        for kept in self.room.give_back(is_gone) {
+            self.remove(&kept);
+        }
+    }
+
+    /// The same for a host. What is still under way there is counted no more.
+    pub fn forget_upstream(&self, name: &str) {
+        let name = ("upstream", name);
+        for counters in [
+            &self.attempts,
+            &self.retries,
+            &self.retry_budget_refusals,
+            &self.breaker_opens,
+            &self.breaker_probes,
+            &self.upstream_opened,
+            &self.upstream_reused,
+            &self.upstream_handshakes,
+        ] {
+            forget(counters, name);
+        }
+        for gauges in [
+            &self.in_flight,
+            &self.in_flight_max,
+            &self.queued,
+            &self.queue_max,
+            &self.breaker_state,
+            &self.upstream_connections,
+            &self.upstream_connections_idle,
+            &self.upstream_connections_max,
+        ] {
+            forget(gauges, name);
+        }
+        for histograms in [
+            &self.attempt_seconds,
+            &self.phase_seconds,
+            &self.upstream_connection_ages,
+        ] {
+            forget(histograms, name);
+        }
+        forget(&self.clock_skew, name);
+    }
+
+    fn remove(&self, (family, name, other): &Kept) {
+        let labels = [&**name, &**other];
+        // They're there: whoever took room made them.
+        let _ = match family {
+            Family::OperationDurations => self.request_seconds.remove_label_values(&labels),
+            Family::AccountKey => {
+                let _ = self.account_keys_taken.remove_label_values(&labels);
+                self.account_keys_accepted.remove_label_values(&labels)
+            }
+            Family::OperationRequests
+            | Family::CallerRequests
+            | Family::AccountRequests
+            | Family::CallerSignatures => {
+                if let Some(counters) = self.counters(*family) {
+                    let label = family.label();
+                    forget(counters, (label, name));
+                }
+                Ok(())
+            }
+            other_family => match self.counters(*other_family) {
+                Some(counters) if other.is_empty() => counters.remove_label_values(&labels[..1]),
+                Some(counters) => counters.remove_label_values(&labels),
+                None => Ok(()),
+            },
+        };
+    }
+
+    fn counters(&self, family: Family) -> Option<&IntCounterVec> {
+        match family {
+            Family::OperationRequests => Some(&self.requests),
+            Family::OperationAnswers => Some(&self.operation_answers),
+            Family::CallerRequests => Some(&self.caller_requests),
+            Family::CallerSignatures => Some(&self.caller_signatures),
+            Family::AccountRequests => Some(&self.account_requests),
+            Family::AccountAnswers => Some(&self.account_answers),
+            Family::AccountCredentialErrors => Some(&self.account_credential_errors),
+            Family::OperationDurations | Family::AccountKey => None,
+        }
+    }
+
+    /// All families, in their order.
+    #[must_use]
+    pub fn described(&self) -> &[Described] {
+        &self.described
+    }
+
+    /// All series in the text format of Prometheus.
     ///
     /// # Panics
     /// Never: writing to memory doesn't fail, and every family is well formed.
     #[must_use]
     pub fn render(&self) -> String {
+        self.process.look();
         let mut out = Vec::new();
         TextEncoder::new()
             .encode(&self.registry.gather(), &mut out)
@@ -323,6 +766,35 @@ impl Metrics {
     pub const CONTENT_TYPE: &str = prometheus::TEXT_FORMAT;
 }
 
+/// What stands for all values of the other label, where they come together.
+const SET: &str = "*";
+
+/// Removes all series of a family that have this label.
+fn forget<T: MetricVecBuilder>(family: &MetricVec<T>, (label, value): (&str, &str))
+where
+    MetricVec<T>: Collector,
+{
+    let mut found = family.collect();
+    let all = found.iter_mut().flat_map(|family| family.take_metric());
+    for metric in all {
+        let labels: HashMap<_, _> = metric
+            .get_label()
+            .iter()
+            .map(|pair| (pair.name(), pair.value()))
+            .collect();
+        if labels.get(label) == Some(&value) {
+            // It was there a moment ago.
+            let _ = family.remove(&labels);
+        }
+    }
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 impl std::fmt::Debug for Metrics {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Metrics").finish_non_exhaustive()
@@ -332,26 +804,43 @@ impl std::fmt::Debug for Metrics {
 #[cfg(test)]
 mod tests {
     use super::Metrics;
-
-    #[test]
-    fn codes_are_a_closed_set() {
-        let metrics = Metrics::new([5001]);
-        assert_eq!(
-            [Some(5001), Some(7), None].map(|code| metrics.code_label(code)),
-            ["5001", "other", "none"]
-        );
-    }
+    use crate::observe::families::Described;
+    use std::fmt::Write;
 
     #[test]
     fn closed_families_exist_from_zero() {
-        let text = Metrics::new([]).render();
+        let text = Metrics::new().render();
+        for series in [
+            "tls_handshake_failures_total{reason=\"revoked\"} 0",
+            "downstream_timeouts_total{clock=\"idle\"} 0",
+            "unknown_outcomes_total{class=\"non-idempotent-write\"} 0",
+            "late_verdicts_total{outcome=\"unknown\"} 0",
+        ] {
+            assert!(text.contains(series), "{series}: {text}");
+        }
+    }
+
+    /// The page that operators read is what the code says: a row for each family, in its order.
+    #[test]
+    fn the_page_has_each_family_and_no_other() {
+        let page = include_str!("../../docs/metrics.md");
+        let mut expected = String::new();
+        for family in Metrics::new().described() {
+            let Described {
+                name,
+                kind,
+                labels,
+                help,
+            } = family;
+            let labels = labels.iter().map(|label| format!("`{label}`"));
+            let labels = labels.collect::<Vec<_>>().join(", ");
+            let _ = writeln!(expected, "| `{name}` | {kind} | {labels} | {help} |");
+        }
+        let rows = page.lines().filter(|line| line.starts_with("| `"));
+        let rows: String = rows.map(|row| format!("{row}\n")).collect();
         assert!(
-            text.contains("kybio_gateway_tls_handshake_failures_total{reason=\"revoked\"} 0"),
-            "{text}"
-        );
-        assert!(
-            text.contains("kybio_gateway_downstream_timeouts_total{clock=\"idle\"} 0"),
-            "{text}"
+            rows == expected,
+            "write the page's tables anew:\n{expected}"
         );
     }
 }

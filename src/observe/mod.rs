@@ -2,7 +2,10 @@
 
 pub mod bucket;
 pub mod exchange;
+pub mod families;
 pub mod log;
 pub mod metrics;
+pub mod process;
 pub mod ration;
 pub mod remote;
+pub mod series;

@@ -433,7 +433,7 @@ mod tests {
 
     #[tokio::test]
     async fn pieces_become_one_body_up_to_the_largest() {
-        let room = Room::default();
+        let room = Room::new(prometheus::IntGauge::new("bytes", "bytes").expect("a good name"));
         let cases: [(&[&'static [u8]], &str); 6] = [
             (&[], ""),
             (&[b""], ""),
@@ -454,7 +454,7 @@ mod tests {
 
     #[tokio::test]
     async fn what_comes_in_pieces_takes_room_until_it_is_dropped() {
-        let room = Room::default();
+        let room = Room::new(prometheus::IntGauge::new("bytes", "bytes").expect("a good name"));
         let large = read(&[b"123456", b"789012"], &room).await.expect("room");
         let refused = read(&[b"1", b"2"], &room).await;
         assert!(

@@ -9,14 +9,20 @@ use std::sync::Mutex;
 use std::sync::MutexGuard;
 use std::sync::PoisonError;
 
+use prometheus::IntGauge;
+
 use crate::name::CallerName;
 
 /// One caller may hold one part in so many, rounded up.
 pub const SHARES: usize = 2;
 
 /// For the whole process.
-#[derive(Clone, Default)]
-pub struct Room(Arc<Mutex<Taken>>);
+#[derive(Clone)]
+pub struct Room {
+    taken: Arc<Mutex<Taken>>,
+    /// How many bytes that are, for the metrics.
+    shown: IntGauge,
+}
 
 #[derive(Default)]
 struct Taken {
@@ -43,6 +49,15 @@ pub struct Held {
 }
 
 impl Room {
+    /// With nothing in it; what is taken is shown.
+    #[must_use]
+    pub fn new(shown: IntGauge) -> Self {
+        Self {
+            taken: Arc::default(),
+            shown,
+        }
+    }
+
     /// Nothing yet, for a body of this caller.
     #[must_use]
     pub fn hold(&self, caller: CallerName) -> Held {
@@ -54,7 +69,7 @@ impl Room {
     }
 
     fn taken(&self) -> MutexGuard<'_, Taken> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.taken.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -81,14 +96,20 @@ impl Held {
         *callers += bytes;
         taken.bytes += bytes;
         self.bytes += bytes;
+        self.room.shown.add(bytes_shown(bytes));
         Ok(())
     }
+}
+
+fn bytes_shown(bytes: usize) -> i64 {
+    i64::try_from(bytes).unwrap_or(i64::MAX)
 }
 
 impl Drop for Held {
     fn drop(&mut self) {
         let mut taken = self.room.taken();
         taken.bytes -= self.bytes;
+        self.room.shown.sub(bytes_shown(self.bytes));
         if let Some(callers) = taken.by_caller.get_mut(&self.caller) {
             *callers -= self.bytes;
             if *callers == 0 {
@@ -109,15 +130,20 @@ mod tests {
     use super::Full;
     use super::Room;
     use crate::name::CallerName;
+    use prometheus::IntGauge;
     use proptest::prelude::*;
 
     fn caller(name: &str) -> CallerName {
         CallerName::new(name).expect("a name")
     }
 
+    fn room() -> Room {
+        Room::new(IntGauge::new("bytes", "bytes").expect("a good name"))
+    }
+
     #[test]
     fn a_caller_has_half_of_it_and_all_have_no_more_than_there_is() {
-        let room = Room::default();
+        let room = room();
         let (mut one, mut two) = (room.hold(caller("one")), room.hold(caller("two")));
         assert_eq!(one.grow(5, 9), Ok(()));
         assert_eq!(one.grow(1, 9), Err(Full::Caller(5)));
@@ -136,7 +162,7 @@ mod tests {
         /// Whatever comes and goes, what is taken is what is held.
         #[test]
         fn what_is_taken_is_what_is_held(steps in proptest::collection::vec((0usize..3, 0usize..40, any::<bool>()), 1..100)) {
-            let (room, max) = (Room::default(), 100);
+            let (room, max) = (room(), 100);
             let mut held: Vec<super::Held> = Vec::new();
             for (who, bytes, leaves) in steps {
                 if leaves && !held.is_empty() {

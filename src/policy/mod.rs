@@ -142,16 +142,24 @@ impl Asked {
 pub struct Permit {
     caller: CallerName,
     in_flight_max: usize,
+    number: usize,
     operation: Arc<Operation>,
     choice: Choice,
 }
 
+/// An account, with its number among all that are configured.
+#[derive(Clone, Debug)]
+struct Numbered {
+    number: usize,
+    account: Arc<Account>,
+}
+
 #[derive(Clone, Debug)]
 enum Choice {
-    Settled(Arc<Account>),
+    Settled(Numbered),
     ByAppId {
-        accounts: Arc<HashMap<AppId, Arc<Account>>>,
-        fallback: Option<Arc<Account>>,
+        accounts: Arc<HashMap<AppId, Numbered>>,
+        fallback: Option<Numbered>,
     },
 }
 
@@ -161,7 +169,7 @@ pub struct Grant {
     caller: CallerName,
     in_flight_max: usize,
     operation: Arc<Operation>,
-    account: Arc<Account>,
+    account: Numbered,
 }
 
 impl Grant {
@@ -186,7 +194,13 @@ impl Grant {
     /// The account that it's called with.
     #[must_use]
     pub fn account(&self) -> &Account {
-        &self.account
+        &self.account.account
+    }
+
+    /// The account's number among all that are configured, in their order.
+    #[must_use]
+    pub fn account_number(&self) -> usize {
+        self.account.number
     }
 
     /// The account's key.
@@ -195,7 +209,7 @@ impl Grant {
     /// Never: no grant is made for an account without one.
     #[must_use]
     pub fn key(&self) -> &AppKey {
-        self.account
+        self.account()
             .key
             .as_ref()
             .expect("settle refuses an account without a key")
@@ -209,11 +223,17 @@ impl Permit {
         &self.operation
     }
 
-    /// The account, if it was settled before the body.
+    /// The operation's number in the catalogue.
     #[must_use]
-    pub fn account(&self) -> Option<&Account> {
+    pub fn operation_number(&self) -> usize {
+        self.number
+    }
+
+    /// The account's number, if it was settled before the body.
+    #[must_use]
+    pub fn account_number(&self) -> Option<usize> {
         match &self.choice {
-            Choice::Settled(account) => Some(account),
+            Choice::Settled(numbered) => Some(numbered.number),
             Choice::ByAppId { .. } => None,
         }
     }
@@ -239,7 +259,7 @@ impl Permit {
                 }
             },
         };
-        usable(&account)?;
+        usable(&account.account)?;
         Ok(Grant {
             caller: self.caller,
             in_flight_max: self.in_flight_max,
@@ -259,13 +279,14 @@ pub struct Policy {
 
 #[derive(Debug)]
 struct Granted {
+    number: usize,
     paused: bool,
     in_flight_max: usize,
     /// By the operation's number.
     operations: Vec<bool>,
-    accounts: BTreeMap<AccountName, Arc<Account>>,
-    fallback: Option<Arc<Account>>,
-    by_app_id: Option<Arc<HashMap<AppId, Arc<Account>>>>,
+    accounts: BTreeMap<AccountName, Numbered>,
+    fallback: Option<Numbered>,
+    by_app_id: Option<Arc<HashMap<AppId, Numbered>>>,
 }
 
 impl Policy {
@@ -282,14 +303,23 @@ impl Policy {
                 },
             )
         });
-        let callers = callers
-            .iter()
-            .map(|rules| (rules.name.clone(), Granted::new(rules, catalogue, accounts)));
+        let callers = callers.iter().enumerate().map(|(number, rules)| {
+            let granted = Granted::new(number, rules, catalogue, accounts);
+            (rules.name.clone(), granted)
+        });
         Self {
             operations: operations.collect(),
             unsupported: catalogue.unsupported().to_vec(),
             callers: callers.collect(),
         }
+    }
+
+    /// A caller's number among all that are configured, in their order.
+    #[must_use]
+    pub fn number(&self, caller: &Caller) -> Option<usize> {
+        self.callers
+            .get(caller.name())
+            .map(|granted| granted.number)
     }
 
     /// What is asked for, by method, target and host alone.
@@ -361,12 +391,13 @@ impl Policy {
         if operation.paused {
             return Err(paused("the operation", operation.name.as_str()));
         }
-        if let Choice::Settled(account) = &choice {
-            usable(account)?;
+        if let Choice::Settled(numbered) = &choice {
+            usable(&numbered.account)?;
         }
         Ok(Permit {
             caller: caller.name().clone(),
             in_flight_max: granted.in_flight_max,
+            number,
             operation,
             choice,
         })
@@ -387,7 +418,12 @@ impl Policy {
 }
 
 impl Granted {
-    fn new(rules: &CallerRules, catalogue: &Catalogue, accounts: &[Arc<Account>]) -> Self {
+    fn new(
+        number: usize,
+        rules: &CallerRules,
+        catalogue: &Catalogue,
+        accounts: &[Arc<Account>],
+    ) -> Self {
         let operations = catalogue.iter().map(|operation| {
             let matches = |pattern: &Pattern| {
                 pattern.matches(operation.name.as_str())
@@ -395,14 +431,17 @@ impl Granted {
             };
             rules.operations.iter().any(matches)
         });
-        let mine = accounts.iter().filter(|account| {
+        let mine = accounts.iter().enumerate().filter(|(_, account)| {
             rules
                 .accounts
                 .iter()
                 .any(|pattern| pattern.matches(account.name.as_str()))
         });
         let mine: BTreeMap<_, _> = mine
-            .map(|account| (account.name.clone(), Arc::clone(account)))
+            .map(|(number, account)| {
+                let account = Arc::clone(account);
+                (account.name.clone(), Numbered { number, account })
+            })
             .collect();
         let only = || {
             if mine.len() == 1 {
@@ -420,11 +459,12 @@ impl Granted {
             AccountBy::Header => None,
             AccountBy::AppId => Some(Arc::new(
                 mine.values()
-                    .map(|account| (account.app_id.clone(), Arc::clone(account)))
+                    .map(|mine| (mine.account.app_id.clone(), mine.clone()))
                     .collect(),
             )),
         };
         Self {
+            number,
             paused: rules.paused,
             in_flight_max: rules.in_flight_max,
             operations: operations.collect(),
@@ -450,7 +490,7 @@ impl Granted {
                     .ok_or_else(|| Error::AccountNotGranted {
                         caller: caller.name().clone(),
                     })?;
-                Ok(Choice::Settled(Arc::clone(account)))
+                Ok(Choice::Settled(account.clone()))
             }
             (None, _, Some(accounts)) => Ok(Choice::ByAppId {
                 accounts: Arc::clone(accounts),
@@ -463,7 +503,7 @@ impl Granted {
                     .ok_or_else(|| Error::AccountMissing {
                         caller: caller.name().clone(),
                     })?;
-                Ok(Choice::Settled(Arc::clone(account)))
+                Ok(Choice::Settled(account.clone()))
             }
         }
     }

@@ -33,8 +33,8 @@ use crate::keyring::Keyring;
 use crate::listener::Peer;
 use crate::name::UpstreamName;
 use crate::observe::exchange::Exchange;
-use crate::observe::metrics::Metrics;
 use crate::observe::ration::Ration;
+use crate::observe::series::Series;
 use crate::payload;
 use crate::payload::Payload;
 use crate::payload::Sizes;
@@ -94,7 +94,7 @@ pub struct Proxy {
     /// Limits of bodies.
     pub settings: Settings,
     /// Where it's counted.
-    pub metrics: Arc<Metrics>,
+    pub series: Arc<Series>,
     /// What time it is.
     pub clock: Clock,
 }
@@ -206,7 +206,7 @@ impl Line {
     {
         let (head, mut body) = request.into_parts();
         let mut exchange = Exchange::begin(
-            Arc::clone(&self.proxy.metrics),
+            Arc::clone(&self.proxy.series),
             self.proxy.clock.clone(),
             peer.address,
         );
@@ -270,7 +270,7 @@ impl Proxy {
                 None => exchange.is_logged = false,
             }
         })?;
-        exchange.caller = Some(caller.name().clone());
+        exchange.caller = self.policy.number(&caller);
 
         let Parts {
             method,
@@ -296,8 +296,8 @@ impl Proxy {
             })?;
         exchange.operation = Some(Arc::clone(asked.operation()));
         let permit = self.policy.authorize(&caller, asked, headers)?;
-        exchange.permitted = true;
-        exchange.account = permit.account().map(|account| account.name.clone());
+        exchange.permitted = Some(permit.operation_number());
+        exchange.account = permit.account_number();
         if headers.contains_key("idempotency-key") {
             return Err(Error::IdempotencyKey);
         }
@@ -325,7 +325,7 @@ impl Proxy {
 
         let draft = payload::check(whole).map_err(payload::Error::Invalid)?;
         let grant = permit.settle(draft.app_id())?;
-        exchange.account = Some(grant.account().name.clone());
+        exchange.account = Some(grant.account_number());
         exchange.signed = Some(migration::signed(headers, draft.written(), grant.key()));
         let payload = draft.address(&grant.account().app_id)?;
         Ok(Admitted {

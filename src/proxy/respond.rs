@@ -21,6 +21,7 @@ use crate::name::AccountName;
 use crate::observe::exchange::Exchange;
 use crate::observe::exchange::Progress;
 use crate::observe::log::chain;
+use crate::observe::series::Series;
 use crate::operation::Class;
 use crate::operation::Operation;
 use crate::operation::OperationName;
@@ -51,6 +52,54 @@ pub const REQUEST_ID: HeaderName = HeaderName::from_static("kybio-gateway-reques
 /// KYBIO refused a repeat because it has taken the first attempt: `yes`.
 pub const DUPLICATE: HeaderName = HeaderName::from_static("kybio-gateway-duplicate");
 
+/// Every code that an answer of the gateway's own making may have, for metrics that exist from zero.
+pub const CODES: [&str; 44] = [
+    "certificate-refused",
+    "unknown-caller",
+    "bad-path",
+    "bad-host",
+    "unknown-operation",
+    "unsupported-path",
+    "method-not-allowed",
+    "upgrade-refused",
+    "bad-framing",
+    "too-many-headers",
+    "operation-not-granted",
+    "bad-account",
+    "account-not-granted",
+    "account-required",
+    "paused",
+    "account-disabled",
+    "foreign-app-id",
+    "idempotency-key",
+    "bad-timeout",
+    "unsupported-media-type",
+    "content-encoding",
+    "length-required",
+    "body-too-large",
+    "body-timeout",
+    "body-broken",
+    "invalid-body",
+    "caller-timeout",
+    "no-time-left",
+    "caller-busy",
+    "gateway-busy",
+    "account-busy",
+    "quota-used-up",
+    "upstream-down",
+    "upstream-unreachable",
+    "upstream-connect-timeout",
+    "upstream-busy",
+    "upstream-connection-lost",
+    "upstream-broken",
+    "upstream-timeout",
+    "reply-too-large",
+    "upstream-refused",
+    "upstream-status",
+    "unreadable-reply",
+    "internal",
+];
+
 /// What passes by itself passes soon.
 const RETRY_SOON: Duration = Duration::from_secs(1);
 
@@ -71,7 +120,8 @@ struct Told {
 /// What an answer needs to know of an exchange that is still under way in a task of its own.
 pub(super) struct Receipt {
     id: Uuid,
-    account: Option<AccountName>,
+    series: Arc<Series>,
+    account: Option<usize>,
     operation: Option<Arc<Operation>>,
     progress: Arc<Progress>,
 }
@@ -80,10 +130,15 @@ impl Receipt {
     pub(super) fn of(exchange: &Exchange) -> Self {
         Self {
             id: exchange.id,
-            account: exchange.account.clone(),
+            series: Arc::clone(exchange.series()),
+            account: exchange.account,
             operation: exchange.operation.clone(),
             progress: Arc::clone(&exchange.progress),
         }
+    }
+
+    fn account(&self) -> Option<&AccountName> {
+        self.series.account(self.account?)
     }
 
     fn header(&self, outcome: Outcome, retryable: bool) -> Header<'_> {
@@ -92,7 +147,7 @@ impl Receipt {
             outcome,
             retryable,
             attempts: self.progress.attempts.load(Ordering::Acquire),
-            account: self.account.as_ref(),
+            account: self.account(),
         }
     }
 }
@@ -219,7 +274,7 @@ fn gateway<'a>(
         outcome: outcome.as_str(),
         retryable,
         request_id: receipt.id,
-        account: receipt.account.as_ref().map(AccountName::as_str),
+        account: receipt.account().map(AccountName::as_str),
         hint,
         lookup: lookup.map(OperationName::as_str),
         offset: None,

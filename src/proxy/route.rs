@@ -72,6 +72,11 @@ impl Route {
             Some(before) => Arc::clone(&before.upstream),
             None => Arc::new(Upstream::new(settings.upstream, metrics)?),
         };
+        let limit = |number: usize| i64::try_from(number).unwrap_or(i64::MAX);
+        let in_flight_max = metrics.in_flight_max.with_label_values(&labels);
+        in_flight_max.set(limit(settings.rules.in_flight_max));
+        let queue_max = metrics.queue_max.with_label_values(&labels);
+        queue_max.set(limit(settings.rules.queue_max));
         let same_slack = |before: &&Self| before.upstream.settings().connect_timeout == slack;
         let budget = before.filter(same_slack).map_or_else(
             || Arc::new(Budget::new(slack)),

@@ -42,6 +42,7 @@ use crate::listener::socket::Socket;
 use crate::observe::metrics::Metrics;
 use crate::proxy::Proxy;
 use crate::proxy::Worker;
+use crate::proxy::respond;
 use crate::server::reload::InForce;
 use crate::server::reload::Reloader;
 use crate::server::reload::Source;
@@ -168,21 +169,25 @@ impl Server {
         passed: Passed,
     ) -> Result<Self, Error> {
         raise_descriptor_limit(&config)?;
-        let metrics = Arc::new(Metrics::new(config.catalogue.answers().codes()));
+        let metrics = Arc::new(Metrics::new());
         let proxy = reload::proxy(&config, None, &metrics, &clock)?;
         let admin = Arc::new(Admin {
             metrics: Arc::clone(&metrics),
             usable: Arc::default(),
             draining: stop.draining.clone(),
         });
-        reload::show_accounts(&config.accounts, &metrics, &admin.usable);
-        reload::show_callers(&config.callers, &metrics);
+        for code in respond::CODES {
+            metrics.refusals.with_label_values(&[code]);
+        }
+        reload::show(&config, &metrics, &admin.usable);
         metrics.reload_successful.set(1);
         let now = clock.since_epoch();
         metrics.reload_success_time.set(now.as_secs_f64());
         let admin_door = socket::admin(passed.admin, config.admin)?;
         let door = socket::door(passed.listener, &config.door)?;
         let connections_max = config.door.settings.connections_max;
+        let shown_max = i64::try_from(connections_max).unwrap_or(i64::MAX);
+        metrics.downstream_connections_max.set(shown_max);
         let listener = Arc::new(Listener::new(
             config.door.settings,
             config.door.terms,

@@ -3,6 +3,7 @@
 //! What didn't change is carried over. What is under way finishes by what it began with.
 
 use std::collections::HashMap;
+use std::collections::HashSet;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -35,12 +36,11 @@ use crate::keyring::Keyring;
 use crate::keyring::Rotation;
 use crate::listener::Listener;
 use crate::name::AccountName;
-use crate::observe::exchange::Signed;
 use crate::observe::log;
 use crate::observe::metrics::Metrics;
 use crate::observe::ration::Ration;
+use crate::observe::series::Series;
 use crate::payload::room::Room;
-use crate::policy::CallerRules;
 use crate::policy::Policy;
 use crate::proxy::Proxy;
 use crate::proxy::Worker;
@@ -144,6 +144,7 @@ pub(super) fn proxy(
     metrics: &Arc<Metrics>,
     clock: &Clock,
 ) -> Result<Arc<Proxy>, Error> {
+    metrics.room.set_max(config.series_max);
     let routes = config.upstreams.iter().map(|settings| {
         let name = &settings.upstream.name;
         let before = before.and_then(|before| before.routes.get(name));
@@ -175,7 +176,10 @@ pub(super) fn proxy(
         routes,
         keyring,
         slots: before.map_or_else(Slots::default, |before| before.slots.clone()),
-        bodies: before.map_or_else(Room::default, |before| before.bodies.clone()),
+        bodies: before.map_or_else(
+            || Room::new(metrics.bodies_bytes.clone()),
+            |before| before.bodies.clone(),
+        ),
         strangers: before.map_or_else(
             || Arc::new(Ration::new(clock.now())),
             |before| Arc::clone(&before.strangers),
@@ -186,30 +190,50 @@ pub(super) fn proxy(
         ),
         answers: config.catalogue.answers().clone(),
         settings: config.body,
-        metrics: Arc::clone(metrics),
+        series: Arc::new(Series::new(
+            metrics,
+            config.catalogue.answers().codes(),
+            config
+                .catalogue
+                .iter()
+                .map(|operation| operation.name.clone()),
+            config.callers.iter().map(|caller| caller.name.clone()),
+            config.accounts.iter().map(|account| account.name.clone()),
+        )),
         clock: clock.clone(),
     }))
 }
 
-/// Shows how many accounts can't be used, and whether any can.
-pub(super) fn show_accounts(accounts: &[Arc<Account>], metrics: &Metrics, usable: &AtomicBool) {
+/// Shows what metrics have of a configuration that is in force.
+pub(super) fn show(config: &Config, metrics: &Metrics, usable: &AtomicBool) {
+    let number = |count: usize| i64::try_from(count).unwrap_or(i64::MAX);
+    let accounts = &config.accounts;
     let disabled = accounts.iter().filter(|account| account.key.is_err());
     let disabled = disabled.count();
-    metrics
-        .accounts_disabled
-        .set(i64::try_from(disabled).unwrap_or(i64::MAX));
+    metrics.accounts.set(number(accounts.len()));
+    metrics.accounts_disabled.set(number(disabled));
     usable.store(disabled < accounts.len(), Ordering::Release);
-}
-
-/// Each caller's count of its own signatures is there before it counts anything: else nobody would see the first one as a change.
-pub(super) fn show_callers(callers: &[CallerRules], metrics: &Metrics) {
-    for caller in callers {
-        for signed in Signed::ALL {
-            let labels = [caller.name.as_str(), signed.as_str()];
-            metrics.caller_signatures.with_label_values(&labels);
+    metrics
+        .bodies_bytes_max
+        .set(number(config.body.sizes.bodies_bytes_max));
+    let endings = &config.door.endings;
+    for of in CERTIFICATES {
+        let key = format!("listener.{of}");
+        let ends = endings.iter().filter(|ending| ending.key == key);
+        let labels = [of];
+        match ends.map(|ending| ending.at).min() {
+            Some(first) => metrics
+                .certificate_ends
+                .with_label_values(&labels)
+                .set(first.as_secs_f64()),
+            // There may be none any more.
+            None => drop(metrics.certificate_ends.remove_label_values(&labels)),
         }
     }
 }
+
+/// Of which keys of the listener it's shown when what they name ends.
+const CERTIFICATES: [&str; 3] = ["certificate", "client_ca", "client_crl"];
 
 /// Looks whether a host is back, for as long as it's one of ours.
 pub(super) fn watch_upstream(route: &Route, clock: &Clock) {
@@ -273,7 +297,7 @@ impl Reloader {
     /// What is written now isn't taken.
     fn refused(&self, refusal: &Refusal) {
         refusal.say();
-        let metrics = &self.in_force.proxy.metrics;
+        let metrics = self.in_force.proxy.series.metrics();
         metrics.reloads.with_label_values(&["refused"]).inc();
         metrics.reload_successful.set(0);
     }
@@ -313,7 +337,7 @@ impl Reloader {
     async fn reload(&mut self) -> Seen {
         let began = self.in_force.proxy.clock.now();
         notify::reloading();
-        let metrics = Arc::clone(&self.in_force.proxy.metrics);
+        let metrics = Arc::clone(self.in_force.proxy.series.metrics());
         let (load, reader) = (
             Arc::clone(&self.source.load),
             Arc::clone(&self.source.reader),
@@ -403,9 +427,9 @@ impl Reloader {
             return Ok(Taken::Unchanged);
         }
         check_descriptors(&config).map_err(Refusal::Server)?;
-        let Proxy { metrics, clock, .. } = &*self.in_force.proxy;
-        let proxy =
-            proxy(&config, Some(&self.in_force.proxy), metrics, clock).map_err(Refusal::Server)?;
+        let Proxy { series, clock, .. } = &*self.in_force.proxy;
+        let proxy = proxy(&config, Some(&self.in_force.proxy), series.metrics(), clock)
+            .map_err(Refusal::Server)?;
         self.swap(proxy, config, &kept, &changes);
         Ok(Taken::Reloaded(changes))
     }
@@ -418,8 +442,8 @@ impl Reloader {
         kept: &[(AccountName, Fault)],
         changes: &[Change],
     ) {
-        let (metrics, clock) = (Arc::clone(&proxy.metrics), proxy.clock.clone());
-        metrics.know_codes(proxy.answers.codes());
+        let (metrics, clock) = (Arc::clone(proxy.series.metrics()), proxy.clock.clone());
+        show(&config, &metrics, &self.usable);
         let new_terms = changes.iter().any(Change::is_of_terms);
         self.listener.reload(
             config.door.settings,
@@ -449,6 +473,9 @@ impl Reloader {
                 if now.is_none_or(|now| now.settings().base_url != *url) {
                     before.proxy.latches.forget(name);
                 }
+                if now.is_none() {
+                    metrics.forget_upstream(name.as_str());
+                }
             }
         }
         for (name, route) in routes {
@@ -457,8 +484,18 @@ impl Reloader {
                 watch_upstream(route, &clock);
             }
         }
-        show_accounts(&self.in_force.accounts, &metrics, &self.usable);
-        show_callers(&config.callers, &metrics);
+        let accounts = self.in_force.accounts.iter();
+        let accounts: HashSet<_> = accounts.map(|account| &account.name).collect();
+        for gone in before
+            .accounts
+            .iter()
+            .filter(|had| !accounts.contains(&had.name))
+        {
+            let labels = [gone.name.as_str()];
+            // It's there only if they ever were.
+            let _ = metrics.quota_used_up.remove_label_values(&labels);
+        }
+        metrics.forget_all_but(&self.in_force.proxy.series);
         let keyring = &self.in_force.proxy.keyring;
         let rotations = keyring.replaces(&before.proxy.keyring, &metrics);
         for Rotation {

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use rustix::io::Errno;
 use rustls::ClientConfig;
+use rustls::HandshakeKind;
 use rustls::client::Resumption;
 use rustls::crypto::aws_lc_rs;
 use rustls::pki_types::ServerName;
@@ -120,9 +121,12 @@ async fn secure(upstream: &Upstream, stream: TcpStream) -> io::Result<(Wire, Soc
     let _ = SockRef::from(&stream).set_tcp_keepalive(&KEEPALIVE);
     let socket = Socket::new(stream);
     let stream = match &upstream.tls {
-        Some((connector, name)) => Stream::Tls(Box::new(
-            connector.connect(name.clone(), socket.clone()).await?,
-        )),
+        Some((connector, name)) => {
+            let stream = connector.connect(name.clone(), socket.clone()).await?;
+            let resumed = stream.get_ref().1.handshake_kind() == Some(HandshakeKind::Resumed);
+            upstream.handshakes[usize::from(resumed)].inc();
+            Stream::Tls(Box::new(stream))
+        }
         None => Stream::Plain(socket.clone()),
     };
     Ok((Wire::new(stream), socket))

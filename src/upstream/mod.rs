@@ -7,6 +7,7 @@ pub mod destination;
 pub mod pool;
 pub mod probe;
 pub mod send;
+pub mod skew;
 pub mod wire;
 
 use std::io;
@@ -20,6 +21,7 @@ use std::time::Duration;
 use http::HeaderValue;
 use http::Uri;
 use http::uri::Authority;
+use prometheus::Histogram;
 use prometheus::IntCounter;
 use prometheus::IntGauge;
 use rustls::RootCertStore;
@@ -31,12 +33,15 @@ use tokio_rustls::TlsConnector;
 use tokio_util::sync::CancellationToken;
 
 use crate::name::UpstreamName;
+use crate::observe::metrics::HANDSHAKES;
 use crate::observe::metrics::Metrics;
+use crate::observe::metrics::PHASES;
 use crate::outcome::Left;
 use crate::upstream::breaker::Breaker;
 use crate::upstream::breaker::Health;
 use crate::upstream::breaker::Pass;
 use crate::upstream::destination::Reach;
+use crate::upstream::skew::Skew;
 
 /// What configuration says of one host.
 #[derive(Clone, Debug, PartialEq)]
@@ -63,6 +68,8 @@ pub struct Settings {
     pub connection_age_max: Duration,
     /// Connections in the whole process.
     pub connections_max: usize,
+    /// How far this machine's clock may be from the host's before the log warns of it.
+    pub clock_skew_max: Duration,
     /// The largest reply that is read, compressed or not.
     pub reply_bytes_max: usize,
     /// When it's held to be down.
@@ -213,8 +220,15 @@ pub struct Upstream {
     breaker: Arc<Breaker>,
     retired: CancellationToken,
     open: IntGauge,
+    idle: IntGauge,
     opened: IntCounter,
     reused: IntCounter,
+    ages: Histogram,
+    /// By [`HANDSHAKES`].
+    handshakes: [IntCounter; HANDSHAKES.len()],
+    /// By [`PHASES`].
+    phases: [Histogram; PHASES.len()],
+    clock_skew: Skew,
     probes: [IntCounter; 2],
 }
 
@@ -236,7 +250,21 @@ impl Upstream {
         );
         let probes = ["failed", "reached"]
             .map(|result| metrics.breaker_probes.with_label_values(&[name, result]));
+        let handshakes =
+            HANDSHAKES.map(|kind| metrics.upstream_handshakes.with_label_values(&[name, kind]));
+        let phases = PHASES.map(|phase| metrics.phase_seconds.with_label_values(&[name, phase]));
+        let connections_max = i64::try_from(settings.connections_max).unwrap_or(i64::MAX);
+        metrics
+            .upstream_connections_max
+            .with_label_values(&[name])
+            .set(connections_max);
+        let clock_skew = metrics.clock_skew.with_label_values(&[name]);
         Ok(Self {
+            clock_skew: Skew::new(settings.name.clone(), settings.clock_skew_max, clock_skew),
+            handshakes,
+            phases,
+            idle: metrics.upstream_connections_idle.with_label_values(&[name]),
+            ages: metrics.upstream_connection_ages.with_label_values(&[name]),
             permits: Arc::new(Semaphore::new(settings.connections_max)),
             breaker: Arc::new(breaker),
             retired: CancellationToken::new(),
@@ -283,9 +311,23 @@ impl Upstream {
         self.retired.is_cancelled()
     }
 
+    fn show_phase(&self, phase: Phase, took: Duration) {
+        if let Some(histogram) = self.phases.get(phase as usize) {
+            histogram.observe(took.as_secs_f64());
+        }
+    }
+
     fn count_probe(&self, reached: bool) {
         self.probes[usize::from(reached)].inc();
     }
+}
+
+/// The parts of an attempt, in the order of [`PHASES`].
+#[derive(Clone, Copy, Debug)]
+enum Phase {
+    Connect,
+    FirstByte,
+    Rest,
 }
 
 /// Why an attempt brought no whole reply.

@@ -16,6 +16,7 @@ use http_body_util::Full;
 use hyper::client::conn::http1;
 use hyper::client::conn::http1::SendRequest;
 use hyper_util::rt::TokioIo;
+use prometheus::Histogram;
 use prometheus::IntGauge;
 use tokio::sync::Notify;
 use tokio::sync::OwnedSemaphorePermit;
@@ -44,7 +45,7 @@ pub struct Pool {
     clock: Clock,
     /// Owns the task that drives each connection.
     drivers: TaskTracker,
-    idle: Mutex<Vec<Connection>>,
+    idle: Mutex<Vec<(Connection, Idle)>>,
     /// Rings when a connection turns idle while somebody here waits.
     returned: Notify,
     waiting_here: AtomicUsize,
@@ -64,10 +65,33 @@ pub(super) struct Connection {
     idle_since: Instant,
 }
 
-/// Counts a connection as open for as long as it lives.
-struct Open(IntGauge);
+/// Counts a connection as open for as long as it lives, and then how long that was.
+struct Open {
+    count: IntGauge,
+    ages: Histogram,
+    clock: Clock,
+    born: Instant,
+}
 
 impl Drop for Open {
+    fn drop(&mut self) {
+        self.count.dec();
+        let age = self.clock.now().duration_since(self.born);
+        self.ages.observe(age.as_secs_f64());
+    }
+}
+
+/// Counts a connection as idle for as long as it lives.
+struct Idle(IntGauge);
+
+impl Idle {
+    fn new(gauge: &IntGauge) -> Self {
+        gauge.inc();
+        Self(gauge.clone())
+    }
+}
+
+impl Drop for Idle {
     fn drop(&mut self) {
         self.0.dec();
     }
@@ -105,13 +129,18 @@ impl Pool {
         self.clock.now()
     }
 
+    /// Wall time since 1970-01-01 UTC.
+    pub(super) fn since_epoch(&self) -> Duration {
+        self.clock.since_epoch()
+    }
+
     /// Closes what has been idle or in use for too long, and what another worker waits for. Called each second, and when
     /// [`wanted`](Self::wanted) rings.
     pub fn sweep(&self) {
         let wanted = self.upstream.waiting.load(Ordering::Acquire)
             > self.waiting_here.load(Ordering::Acquire);
         self.idle()
-            .retain(|connection| !wanted && self.is_usable(connection));
+            .retain(|(connection, _)| !wanted && self.is_usable(connection));
     }
 
     /// Rings when a worker starts to wait for a connection.
@@ -161,7 +190,8 @@ impl Pool {
         }
         connection.idle_since = self.clock.now();
         connection.reused = true;
-        self.idle().push(connection);
+        let idle = Idle::new(&self.upstream.idle);
+        self.idle().push((connection, idle));
         if waiting_here > 0 {
             self.returned.notify_one();
         }
@@ -170,7 +200,7 @@ impl Pool {
     /// The youngest idle connection that can be used; the others that were looked at are closed.
     async fn usable(&self) -> Option<Connection> {
         loop {
-            let mut connection = self.idle().pop()?;
+            let (mut connection, _) = self.idle().pop()?;
             if connection.sender.is_closed()
                 || !self.is_usable(&connection)
                 || !connection.socket.is_quiet()
@@ -213,14 +243,19 @@ impl Pool {
         })?;
         self.upstream.opened.inc();
         self.upstream.open.inc();
-        let open = Open(self.upstream.open.clone());
+        let now = self.clock.now();
+        let open = Open {
+            count: self.upstream.open.clone(),
+            ages: self.upstream.ages.clone(),
+            clock: self.clock.clone(),
+            born: now,
+        };
         // The permit and the gauge live as long as the socket does, which is as long as its driver.
         let driver = self.drivers.spawn(async move {
             // What goes wrong here is told to the attempt that it happens to.
             drop(driver.await);
             drop((open, permit));
         });
-        let now = self.clock.now();
         Ok(Connection {
             sender,
             accepted,
@@ -233,7 +268,7 @@ impl Pool {
         })
     }
 
-    fn idle(&self) -> MutexGuard<'_, Vec<Connection>> {
+    fn idle(&self) -> MutexGuard<'_, Vec<(Connection, Idle)>> {
         // Nothing that holds it can panic half-way through a change.
         self.idle.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -24,6 +24,7 @@ use crate::outcome::Left;
 use crate::pieces::Pieces;
 use crate::sign::SignedBody;
 use crate::upstream::Error;
+use crate::upstream::Phase;
 use crate::upstream::breaker::Health;
 use crate::upstream::breaker::Pass;
 use crate::upstream::pool::Connection;
@@ -78,7 +79,11 @@ pub async fn send(
 
 async fn attempt(pool: &Pool, call: &Call<'_>, deadline: Instant) -> Result<Answer, Error> {
     let request = request(pool, call);
+    let upstream = pool.upstream();
+    let began = pool.now();
     let mut connection = pool.checkout(deadline).await?;
+    let connected = pool.now();
+    upstream.show_phase(Phase::Connect, connected - began);
     // To connect may have taken all the time there was.
     let unsent = if !(call.wanted)() {
         Some(Error::Unwanted)
@@ -92,10 +97,10 @@ async fn attempt(pool: &Pool, call: &Call<'_>, deadline: Instant) -> Result<Answ
         return Err(error);
     }
     let before = connection.accepted.count();
-    let reply_bytes_max = pool.upstream().settings().reply_bytes_max;
+    let reply_bytes_max = upstream.settings().reply_bytes_max;
     match timeout_at(
         deadline,
-        exchange(&mut connection, request, reply_bytes_max),
+        exchange(pool, &mut connection, request, reply_bytes_max),
     )
     .await
     {
@@ -131,10 +136,12 @@ fn unless_unsent(connection: Connection, before: u64, error: Error) -> Error {
 }
 
 async fn exchange(
+    pool: &Pool,
     connection: &mut Connection,
     request: Request<Full<Bytes>>,
     reply_bytes_max: usize,
 ) -> Result<Answer, Error> {
+    let (sent, sent_at) = (pool.now(), pool.since_epoch());
     let reply = connection
         .sender
         .try_send_request(request)
@@ -152,10 +159,16 @@ async fn exchange(
             }
         })?;
     let (head, body) = reply.into_parts();
+    let (upstream, first) = (pool.upstream(), pool.now());
+    upstream.show_phase(Phase::FirstByte, first - sent);
+    let clock_skew = &upstream.clock_skew;
+    clock_skew.see(&head.headers, sent_at, pool.since_epoch());
+    let body = whole(body, reply_bytes_max).await?;
+    upstream.show_phase(Phase::Rest, pool.now() - first);
     Ok(Answer {
         status: head.status,
         headers: head.headers,
-        body: whole(body, reply_bytes_max).await?,
+        body,
     })
 }
 
@@ -281,6 +294,7 @@ mod tests {
             connection_age_max: Duration::from_secs(60),
             connections_max: 4,
             reply_bytes_max: 1_024,
+            clock_skew_max: Duration::from_secs(30),
             breaker: crate::upstream::breaker::Rules {
                 failures: 10,
                 percent: 50,
@@ -288,7 +302,7 @@ mod tests {
                 window: Duration::from_secs(10),
             },
         };
-        let upstream = Upstream::new(settings, &Metrics::new([])).expect("plain");
+        let upstream = Upstream::new(settings, &Metrics::new()).expect("plain");
         Pool::new(Arc::new(upstream), Clock::system(), TaskTracker::new())
     }
 

@@ -72,6 +72,7 @@ impl Builder<'_> {
             identities,
             catalogue,
             log,
+            series_max: checked.integer(&["metrics", "series_max"]),
             runtime,
             on_bad_key: if checked.text(&["runtime", "on_bad_key"]) == Some("refuse") {
                 OnBadKey::Refuse

@@ -69,6 +69,7 @@ impl Builder<'_> {
                 idle_timeout: checked.duration(&key("idle_timeout")),
                 connection_age_max: checked.duration(&key("connection_age_max")),
                 connections_max: checked.integer(&key("connections_max")),
+                clock_skew_max: checked.duration(&key("clock_skew_max")),
                 reply_bytes_max: checked.integer(&key("reply_bytes_max")),
                 breaker: breaker::Rules {
                     failures: checked.small(&key("breaker_failures")),
