@@ -29,7 +29,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
             "observe", "payload", "policy", "proxy", "quota", "slots", "stop", "upstream",
         ],
     ),
-    ("admin", &["observe"]),
+    ("admin", &["clock", "observe"]),
     (
         "config",
         &[
@@ -110,7 +110,14 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     // observe
     (
         "observe",
-        &["answers", "clock", "name", "operation", "outcome"],
+        &[
+            "account",
+            "answers",
+            "clock",
+            "name",
+            "operation",
+            "outcome",
+        ],
     ),
     // words
     ("account", &["name"]),

@@ -65,9 +65,11 @@ mod drain; // U1: an orderly end
 mod foreign; // OpenSSL, curl, nghttp2, Python
 mod observing; // metrics, log, health
 mod protocols; // HTTP/1.1, HTTP/2
+mod records; // one line for each request, found by others' ids; what health says
 mod reloads; // U2: a new configuration is taken whole while calls go on, or not at all
 mod restart; // U1: a restart on a passed socket refuses nobody; a second process on the port
 mod schema; // editors are told what the gateway takes
+mod series; // U6: series of configured names are bounded, and end with them
 mod shown; // what holds, and where it comes from
 mod slow; // U3: whoever stalls is let go of, and nobody else notices
 mod systemd; // what systemd is told, and its units

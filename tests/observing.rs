@@ -253,16 +253,6 @@ fn odd_answer(nth: u64) -> Act {
     }
 }
 
-/// Its log is silent from now on: a line for each request would cost more than the request.
-async fn silence(gateway: &Gateway) {
-    tools::change(&gateway.setup.path("gateway.toml"), |text| {
-        text.replace("level = \"info\"", "level = \"error\"")
-    });
-    gateway.signal("HUP");
-    let reloaded = "kybio_gateway_config_reloads_total{result=\"reloaded\"}";
-    gateway.metric_reaches(reloaded, 1.0).await;
-}
-
 /// Promise U6: 100,000 requests with all in them random that a caller can vary. They
 /// cost no call, and go without TLS, which would cost more than all else here.
 #[tokio::test]
@@ -275,7 +265,7 @@ async fn series_do_not_grow_with_what_callers_send() {
     setup.door = Door::Plaintext;
     setup.orders = setup.orders.replace(ORDERS, "loopback");
     let gateway = setup.start().await;
-    silence(&gateway).await;
+    gateway.silence().await;
     let mut random = Random(7);
     let mut odd = |count: usize| -> Vec<String> {
         let kinds = (0..KINDS).cycle().take(count);
@@ -312,7 +302,7 @@ async fn series_do_not_grow_with_strangers_or_with_what_the_host_answers() {
         .kybio
         .push_str("breaker_failures = 10000\nbreaker_volume = 1000000\n");
     let gateway = setup.start().await;
-    silence(&gateway).await;
+    gateway.silence().await;
     let caller = gateway.http2_client(&pki);
     let ask = async |nth: u64| {
         let body = json!({"nth": nth}).to_string();

@@ -55,7 +55,7 @@ pub(super) fn run(configured: &Configured) -> anyhow::Result<ExitCode> {
         load: Arc::new(load),
         reader,
         asked: Arc::clone(&asked),
-        log,
+        log: Arc::new(log),
     };
     let bound =
         passed.and_then(|passed| Server::bind(config, Some(source), clock, stop.clone(), passed));

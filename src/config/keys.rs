@@ -259,6 +259,12 @@ pub const KEYS: &[Key] = &[
         "Let the host's name lead into a private network, or to this machine. Otherwise DNS can't send a signed body there: an address that isn't public isn't connected to, unless resolve or a base_url of this machine says so.",
     ),
     key(
+        "upstreams.*.traceparent",
+        Kind::Boolean,
+        Fallback::Value("false"),
+        "Send the trace (W3C Trace Context) that a call is part of: the caller's, or one that is begun here. The log has it in any case.",
+    ),
+    key(
         "upstreams.*.connect_timeout",
         Kind::Duration(MS, MINUTE),
         Fallback::Value(r#""5s""#),
@@ -516,6 +522,12 @@ pub const KEYS: &[Key] = &[
         Kind::Choice(&["error", "warn", "info", "debug", "trace"]),
         Fallback::Value(r#""info""#),
         "The least severe that is written. Requests are \"info\".",
+    ),
+    key(
+        "log.done_one_in",
+        Kind::Integer(1, 1_000_000),
+        Fallback::Value("1"),
+        "Of the requests that are done, one in so many has a line; all others always have theirs. Metrics count all.",
     ),
     key(
         "runtime.workers",

@@ -6,6 +6,7 @@ use std::sync::OnceLock;
 use std::sync::atomic::AtomicU32;
 use std::time::Duration;
 
+use http::HeaderMap;
 use tokio::time::Instant;
 use tracing::Level;
 use uuid::Uuid;
@@ -18,6 +19,8 @@ use crate::name::UpstreamName;
 use crate::observe::log::harmless;
 use crate::observe::remote::Remote;
 use crate::observe::series::Series;
+use crate::observe::trace;
+use crate::observe::trace::Trace;
 use crate::operation::Class;
 use crate::operation::Operation;
 use crate::outcome::Outcome;
@@ -30,6 +33,10 @@ pub struct Exchange {
     started: Instant,
     /// Time-ordered, ours, and told to the caller.
     pub id: Uuid,
+    /// The caller's own id of the request.
+    pub client_id: Option<Box<str>>,
+    /// The trace that it's part of.
+    pub trace: Trace,
     /// What happened to the call, as far as it has come. An exchange that is dropped half-way tells the truth.
     pub outcome: Outcome,
     /// The HTTP status that the caller was told, once it's known.
@@ -78,6 +85,8 @@ pub struct Exchange {
     pub waited: Duration,
     /// The answer was handed to the caller's connection.
     pub told: bool,
+    /// Of those that are done, one in so many has a line.
+    pub done_one_in: u32,
     /// It has a line. That of nobody we know may have none.
     pub is_logged: bool,
     /// Such requests before it that have none.
@@ -150,6 +159,8 @@ macro_rules! line {
             target: "kybio_gateway::access",
             $level,
             request_id = %$exchange.id,
+            client_request_id = $exchange.client_id.as_deref(),
+            trace_id = %$exchange.trace,
             peer = %$exchange.peer,
             caller = $exchange.caller_name().map(CallerName::as_str),
             account = $exchange.account_name().map(AccountName::as_str),
@@ -180,6 +191,7 @@ macro_rules! line {
             caller_gave_up = $exchange.gave_up().then_some(true),
             cut = $exchange.was_cut().then_some(true),
             unlogged = $exchange.unlogged,
+            one_in = (!$exchange.is_worth_a_line()).then_some($exchange.done_one_in),
             "request"
         )
     };
@@ -188,7 +200,7 @@ macro_rules! line {
 impl Exchange {
     /// Begins at the request's head.
     #[must_use]
-    pub fn begin(series: Arc<Series>, clock: Clock, peer: Remote) -> Self {
+    pub fn begin(series: Arc<Series>, clock: Clock, peer: Remote, headers: &HeaderMap) -> Self {
         series.metrics().requests_active.inc();
         let since_epoch = clock.since_epoch();
         let stamp = uuid::Timestamp::from_unix(
@@ -196,11 +208,15 @@ impl Exchange {
             since_epoch.as_secs(),
             since_epoch.subsec_nanos(),
         );
+        let id = Uuid::new_v7(stamp);
         Self {
             started: clock.now(),
             series,
             clock,
-            id: Uuid::new_v7(stamp),
+            id,
+            client_id: trace::client_id(headers),
+            trace: Trace::of(headers, id),
+            done_one_in: 1,
             outcome: Outcome::NotSent,
             status: None,
             refusal: None,
@@ -315,8 +331,16 @@ impl Exchange {
         }
     }
 
+    /// Not one of those of which only some have a line.
+    fn is_worth_a_line(&self) -> bool {
+        self.done_one_in == 1 || self.outcome != Outcome::Done || !self.told
+    }
+
     fn log(&self, duration: Duration) {
         if !self.is_logged {
+            return;
+        }
+        if !self.is_worth_a_line() && fastrand::u32(..self.done_one_in) != 0 {
             return;
         }
         // A write that may or may not have had effect is somebody's work; all else is told in the answer.

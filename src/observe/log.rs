@@ -6,6 +6,7 @@ use std::thread;
 use std::time::Duration;
 
 use tracing::Subscriber;
+use tracing_appender::non_blocking::ErrorCounter;
 use tracing_appender::non_blocking::NonBlockingBuilder;
 use tracing_appender::non_blocking::WorkerGuard;
 use tracing_subscriber::filter::LevelFilter;
@@ -118,13 +119,22 @@ pub fn harmless(text: &str, characters_max: usize) -> String {
     short
 }
 
-/// Changes the level while events are written.
-pub struct Control(Box<dyn Fn(Level) + Send + Sync>);
+/// Changes the level while events are written, and knows how many weren't.
+pub struct Control {
+    set: Box<dyn Fn(Level) + Send + Sync>,
+    errors: ErrorCounter,
+}
 
 impl Control {
     /// From now on what is less severe isn't written.
     pub fn set(&self, level: Level) {
-        (self.0)(level);
+        (self.set)(level);
+    }
+
+    /// Lines that were dropped so far because nobody took them in time.
+    #[must_use]
+    pub fn dropped(&self) -> usize {
+        self.errors.dropped_lines()
     }
 }
 
@@ -147,15 +157,18 @@ fn filter(level: Level) -> Targets {
 /// to the end.
 pub fn subscriber(settings: &Settings) -> (Box<dyn Subscriber + Send + Sync>, Control, Writer) {
     let (level, handle) = reload::Layer::new(filter(settings.level));
-    let control = Control(Box::new(move |level| {
-        // It fails only when the subscriber is gone, and then nobody writes.
-        let _ = handle.reload(filter(level));
-    }));
     let (writer, guard) = NonBlockingBuilder::default()
         .lossy(true)
         .buffered_lines_limit(LINES_MAX)
         .thread_name("log")
         .finish(std::io::stderr());
+    let control = Control {
+        set: Box::new(move |level| {
+            // It fails only when the subscriber is gone, and then nobody writes.
+            let _ = handle.reload(filter(level));
+        }),
+        errors: writer.error_counter(),
+    };
     let registry = tracing_subscriber::registry().with(level);
     let layer = fmt::layer().with_writer(writer);
     let subscriber: Box<dyn Subscriber + Send + Sync> = match settings.format {

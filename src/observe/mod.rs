@@ -9,3 +9,4 @@ pub mod process;
 pub mod ration;
 pub mod remote;
 pub mod series;
+pub mod trace;

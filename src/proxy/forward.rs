@@ -267,6 +267,7 @@ impl Line {
             operation: &operation.name,
             signed: &signed,
             stamp: clock.stamp(),
+            trace: exchange.trace,
             time_min: call.route.rules.retry.attempt_time_min,
             fair: exchange.uploading <= settings.total_timeout / 2,
             wanted: &|| !tell.is_closed(),

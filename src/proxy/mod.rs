@@ -49,13 +49,15 @@ use crate::quota::Latches;
 use crate::slots::Slots;
 use crate::upstream::pool::Pool;
 
-/// What configuration says of callers' bodies.
+/// What configuration says of callers' bodies, and of requests' lines in the log.
 #[derive(Clone, Copy, Debug)]
 pub struct Settings {
     /// How large they may be.
     pub sizes: Sizes,
     /// From head to whole body.
     pub body_timeout: Duration,
+    /// Of requests that are done, one in so many has a line.
+    pub done_one_in: u32,
 }
 
 /// Shortens the caller's wait, in milliseconds.
@@ -209,7 +211,9 @@ impl Line {
             Arc::clone(&self.proxy.series),
             self.proxy.clock.clone(),
             peer.address,
+            &head.headers,
         );
+        exchange.done_one_in = self.proxy.settings.done_one_in;
         let admitted = self
             .proxy
             .admit(&peer.presented, &head, &mut body, &mut exchange)

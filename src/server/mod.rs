@@ -174,6 +174,8 @@ impl Server {
         let admin = Arc::new(Admin {
             metrics: Arc::clone(&metrics),
             usable: Arc::default(),
+            log: source.as_ref().map(|source| Arc::clone(&source.log)),
+            clock: clock.clone(),
             draining: stop.draining.clone(),
         });
         for code in respond::CODES {

@@ -65,7 +65,7 @@ pub struct Source {
     /// Rings when the operator wants a reload.
     pub asked: Arc<Notify>,
     /// The log's level.
-    pub log: log::Control,
+    pub log: Arc<log::Control>,
 }
 
 /// Between two looks at files that are just being changed.

@@ -56,6 +56,8 @@ pub struct Settings {
     pub resolve: Vec<SocketAddr>,
     /// Its name may lead into a private network.
     pub allow_private: bool,
+    /// It's told the trace that a call is part of.
+    pub traceparent: bool,
     /// DNS, TCP and TLS together, all addresses included.
     pub connect_timeout: Duration,
     /// A read's attempt.

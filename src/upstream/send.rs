@@ -19,6 +19,8 @@ use tokio::time::timeout_at;
 
 use crate::clock::Stamp;
 use crate::observe::log::chain;
+use crate::observe::trace::TRACEPARENT;
+use crate::observe::trace::Trace;
 use crate::operation::OperationName;
 use crate::outcome::Left;
 use crate::pieces::Pieces;
@@ -39,6 +41,8 @@ pub struct Call<'a> {
     pub signed: &'a SignedBody,
     /// New for each attempt.
     pub stamp: Stamp,
+    /// What it's part of; told to the host only if that's configured.
+    pub trace: Trace,
     /// With less time than this it isn't sent.
     pub time_min: Duration,
     /// Its caller's upload has left it most of its time, so that its failure says something of the host.
@@ -212,6 +216,10 @@ fn request(pool: &Pool, call: &Call<'_>) -> Request<Full<Bytes>> {
     );
     headers.insert("time-stamp", HeaderValue::from(call.stamp.unix_ms()));
     headers.insert("data-signature", signature);
+    if pool.upstream().settings().traceparent {
+        let value = HeaderValue::try_from(call.trace.header(fastrand::u64(..)));
+        headers.insert(TRACEPARENT, value.expect("hex digits are a header value"));
+    }
     request
 }
 
@@ -227,6 +235,7 @@ mod tests {
     use crate::clock::Clock;
     use crate::name::UpstreamName;
     use crate::observe::metrics::Metrics;
+    use crate::observe::trace::Trace;
     use crate::operation::OperationName;
     use crate::payload;
     use crate::sign::SignedBody;
@@ -287,6 +296,7 @@ mod tests {
             roots: Roots(Arc::new(RootCertStore::empty())),
             resolve: Vec::new(),
             allow_private: false,
+            traceparent: false,
             connect_timeout: Duration::from_secs(5),
             attempt_timeout: Duration::from_secs(5),
             total_timeout: Duration::from_secs(5),
@@ -328,6 +338,7 @@ mod tests {
             operation: &operation,
             signed,
             stamp: clock.stamp(),
+            trace: Trace::of(&http::HeaderMap::new(), uuid::Uuid::nil()),
             time_min: Duration::ZERO,
             fair: true,
             wanted: &|| true,

@@ -60,6 +60,7 @@ impl Builder<'_> {
         let body = proxy::Settings {
             sizes: self.sizes(),
             body_timeout: checked.duration(&["listener", "body_timeout"]),
+            done_one_in: checked.small(&["log", "done_one_in"]),
         };
         let log = self.log();
         Some(Config {

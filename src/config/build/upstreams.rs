@@ -63,6 +63,7 @@ impl Builder<'_> {
                 roots,
                 resolve: checked.addresses(&key("resolve")).to_vec(),
                 allow_private: checked.boolean(&key("allow_private")) == Some(true),
+                traceparent: checked.boolean(&key("traceparent")) == Some(true),
                 connect_timeout: checked.duration(&key("connect_timeout")),
                 attempt_timeout: checked.duration(&key("attempt_timeout")),
                 total_timeout: checked.duration(&key("total_timeout")),
