@@ -60,6 +60,7 @@ mod demo; // F1: one command to a signed call in front of your eyes
 mod checks; // F2: what would show only later, or only to callers, is told by `check`
 mod configuration; // F2: faults are told all at once, with their places
 mod continuity; // U2: what is under way, and what is remembered, outlives a reload
+mod dashboards; // F3: every query of a dashboard and every rule, on a real Prometheus against real traffic
 mod descriptors; // out of them, what is open goes on
 mod drain; // U1: an orderly end
 mod foreign; // OpenSSL, curl, nghttp2, Python

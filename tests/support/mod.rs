@@ -10,6 +10,7 @@ pub mod mount;
 pub mod names;
 pub mod neighbours;
 pub mod pki;
+pub mod prometheus;
 pub mod replies;
 pub mod stand_in;
 pub mod street;
