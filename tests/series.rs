@@ -247,6 +247,8 @@ async fn all_codes_and_closed_sets_begin_at_zero() {
     for line in [
         "kybio_gateway_unknown_outcomes_total{class=\"non-idempotent-write\"} 0\n",
         "kybio_gateway_tls_handshakes_total{kind=\"resumed\"} 0\n",
+        "kybio_gateway_attempts_total{result=\"tls\",upstream=\"kybio\"} 0\n",
+        "kybio_gateway_retries_total{reason=\"broken\",upstream=\"kybio\"} 0\n",
         "kybio_gateway_late_verdicts_total{outcome=\"unknown\"} 0\n",
     ] {
         assert!(text.contains(line), "{line}");

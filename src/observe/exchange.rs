@@ -15,9 +15,9 @@ use crate::answers::AnswerClass;
 use crate::clock::Clock;
 use crate::name::AccountName;
 use crate::name::CallerName;
-use crate::name::UpstreamName;
 use crate::observe::log::harmless;
 use crate::observe::remote::Remote;
+use crate::observe::series::HostSeries;
 use crate::observe::series::Series;
 use crate::observe::trace;
 use crate::observe::trace::Trace;
@@ -123,7 +123,7 @@ impl Signed {
 #[derive(Clone, Debug)]
 pub struct Attempt {
     /// Where to.
-    pub upstream: UpstreamName,
+    pub host: Arc<HostSeries>,
     /// `answered`, or the kind of error.
     pub result: &'static str,
     /// From asking for a connection to the last byte.
@@ -174,7 +174,7 @@ macro_rules! line {
             business_status = $exchange.answer().map(|answer| if answer.success { "success" } else { "error" }),
             business_code = $exchange.answer().and_then(|answer| answer.code),
             business_class = $exchange.answer().and_then(|answer| answer.class).map(AnswerClass::as_str),
-            upstream = $exchange.attempts.last().map(|attempt| attempt.upstream.as_str()),
+            upstream = $exchange.attempts.last().map(|attempt| attempt.host.name().as_str()),
             attempts = (!$exchange.attempts.is_empty()).then(|| $exchange.attempts.len()),
             attempt = $exchange.attempts.last().map(|attempt| attempt.result),
             attempt_ms = $exchange.attempts.last().map(|attempt| milliseconds(attempt.duration)),
@@ -290,18 +290,16 @@ impl Exchange {
         metrics.request_bytes.observe(self.request_bytes as f64);
         metrics.reply_bytes.observe(self.reply_bytes as f64);
         let mut elsewhere = self.waited;
-        for (number, attempt) in self.attempts.iter().enumerate() {
-            self.count_attempt(attempt);
-            elsewhere += attempt.duration;
-            if let Some(before) = number
-                .checked_sub(1)
-                .and_then(|before| self.attempts.get(before))
-            {
-                metrics
-                    .retries
-                    .with_label_values(&[attempt.upstream.as_str(), before.result])
-                    .inc();
+        let mut before = None;
+        for attempt in &self.attempts {
+            let seconds = attempt.duration.as_secs_f64();
+            attempt.host.count(attempt.result, seconds, before);
+            if let Some(answer) = &attempt.answer {
+                let is_of_key = answer.class == Some(AnswerClass::Credential);
+                series.count_answer(self.permitted, self.account, answer.code, is_of_key);
             }
+            elsewhere += attempt.duration;
+            before = Some(attempt.result);
         }
         if !self.attempts.is_empty() {
             let own = duration.saturating_sub(elsewhere);
@@ -310,24 +308,6 @@ impl Exchange {
                 let outcome = outcome.as_str();
                 metrics.late_verdicts.with_label_values(&[outcome]).inc();
             }
-        }
-    }
-
-    fn count_attempt(&self, attempt: &Attempt) {
-        let metrics = self.series.metrics();
-        let upstream = attempt.upstream.as_str();
-        metrics
-            .attempts
-            .with_label_values(&[upstream, attempt.result])
-            .inc();
-        metrics
-            .attempt_seconds
-            .with_label_values(&[upstream])
-            .observe(attempt.duration.as_secs_f64());
-        if let Some(answer) = &attempt.answer {
-            let is_of_key = answer.class == Some(AnswerClass::Credential);
-            self.series
-                .count_answer(self.permitted, self.account, answer.code, is_of_key);
         }
     }
 

@@ -216,6 +216,25 @@ pub const FLOODS: [&str; 8] = [
 /// How a TLS handshake went.
 pub const HANDSHAKES: [&str; 2] = ["full", "resumed"];
 
+/// What can come of an attempt: an answer, or as which error. The first is what nearly all are.
+pub const RESULTS: [&str; 15] = [
+    "answered",
+    "resolve",
+    "destination",
+    "connect",
+    "exhausted",
+    "tls",
+    "connect-timeout",
+    "late",
+    "unsent",
+    "broken",
+    "timeout",
+    "too-large",
+    "refused",
+    "status",
+    "unreadable",
+];
+
 /// The parts of an attempt.
 pub const PHASES: [&str; 3] = ["connect", "first-byte", "rest"];
 
@@ -597,15 +616,14 @@ impl Metrics {
     }
 
     /// The counter of a configured name, or what it's folded into.
-    pub(super) fn named(&self, family: Family, name: &str, other: &str) -> IntCounter {
-        let fits = self.room.take(family, name, other, 1);
+    pub(super) fn named(&self, family: Family, name: &str) -> IntCounter {
+        let fits = self.room.take(family, name, "", 1);
         let name = if fits { name } else { FOLDED };
-        match self.counters(family) {
-            Some(counters) if other.is_empty() => counters.with_label_values(&[name]),
-            Some(counters) => counters.with_label_values(&[name, other]),
-            // Of the families that aren't counters nobody asks for one.
-            None => self.series_folded.clone(),
-        }
+        let counters = self.counters(family);
+        counters.map_or_else(
+            || self.series_folded.clone(),
+            |counters| counters.with_label_values(&[name]),
+        )
     }
 
     /// A counter for each of these values of the other label: all of them have room, or all are folded.
@@ -616,11 +634,29 @@ impl Metrics {
         others: [&'static str; N],
     ) -> [IntCounter; N] {
         let fits = self.room.take(family, name, SET, N);
+        others.map(|other| self.counter_of(family, name, other, fits))
+    }
+
+    /// The same for values that aren't known before.
+    pub(super) fn named_list(
+        &self,
+        family: Family,
+        name: &str,
+        others: impl Iterator<Item = String>,
+    ) -> Vec<IntCounter> {
+        let others: Vec<_> = others.collect();
+        let fits = self.room.take(family, name, SET, others.len());
+        let counter = |other: &String| self.counter_of(family, name, other, fits);
+        others.iter().map(counter).collect()
+    }
+
+    fn counter_of(&self, family: Family, name: &str, other: &str, fits: bool) -> IntCounter {
         let name = if fits { name } else { FOLDED };
-        others.map(|other| match self.counters(family) {
+        match self.counters(family) {
             Some(counters) => counters.with_label_values(&[name, other]),
+            // Of the families that aren't counters nobody asks for one.
             None => self.series_folded.clone(),
-        })
+        }
     }
 
     /// The same for the time of an operation's requests, whose histogram has so many series.
@@ -714,7 +750,9 @@ impl Metrics {
             Family::OperationRequests
             | Family::CallerRequests
             | Family::AccountRequests
-            | Family::CallerSignatures => {
+            | Family::CallerSignatures
+            | Family::OperationAnswers
+            | Family::AccountAnswers => {
                 if let Some(counters) = self.counters(*family) {
                     let label = family.label();
                     forget(counters, (label, name));

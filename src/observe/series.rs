@@ -18,9 +18,11 @@ use prometheus::IntGauge;
 
 use crate::name::AccountName;
 use crate::name::CallerName;
+use crate::name::UpstreamName;
 use crate::observe::exchange::Signed;
 use crate::observe::metrics::Metrics;
 use crate::observe::metrics::REQUEST_BUCKETS;
+use crate::observe::metrics::RESULTS;
 use crate::operation::OperationName;
 use crate::outcome::Outcome;
 
@@ -157,7 +159,7 @@ pub struct Series {
 type ByOutcome = OnceLock<[IntCounter; Outcome::ALL.len()]>;
 
 /// A counter for each code that is known, for none, and for any other.
-type ByCode = Box<[OnceLock<IntCounter>]>;
+type ByCode = OnceLock<Vec<IntCounter>>;
 
 #[derive(Debug)]
 struct OperationSeries {
@@ -194,7 +196,6 @@ impl Series {
     ) -> Self {
         let codes: BTreeSet<_> = codes.into_iter().collect();
         let codes: Arc<[i64]> = codes.into_iter().collect();
-        let by_code = || (0..codes.len() + 2).map(|_| OnceLock::new()).collect();
         // What is watched for its first change must be there before it.
         let signatures = |name: &CallerName| {
             let labels = Signed::ALL.map(Signed::as_str);
@@ -206,7 +207,7 @@ impl Series {
                     name,
                     requests: OnceLock::new(),
                     durations: Default::default(),
-                    answers: by_code(),
+                    answers: OnceLock::new(),
                 })
                 .collect(),
             callers: callers
@@ -219,12 +220,9 @@ impl Series {
             accounts: accounts
                 .map(|name| AccountSeries {
                     requests: OnceLock::new(),
-                    answers: by_code(),
-                    credential_errors: metrics.named(
-                        Family::AccountCredentialErrors,
-                        name.as_str(),
-                        "",
-                    ),
+                    answers: OnceLock::new(),
+                    credential_errors: metrics
+                        .named(Family::AccountCredentialErrors, name.as_str()),
                     name,
                 })
                 .collect(),
@@ -325,17 +323,22 @@ impl Series {
         }
     }
 
+    /// So do all codes.
     fn by_code(&self, made: &ByCode, family: Family, name: &str, code: Option<i64>) {
-        let known = code.map(|code| self.codes.binary_search(&code).ok());
-        let (index, label) = match known {
-            None => (self.codes.len(), "none".to_owned()),
-            Some(None) => (self.codes.len() + 1, "other".to_owned()),
-            Some(Some(index)) => (index, code.unwrap_or_default().to_string()),
+        let counters = made.get_or_init(|| {
+            let known = self.codes.iter().map(i64::to_string);
+            let labels = known.chain(["none".to_owned(), "other".to_owned()]);
+            self.metrics.named_list(family, name, labels)
+        });
+        let index = match code {
+            None => self.codes.len(),
+            Some(code) => {
+                let known = self.codes.binary_search(&code);
+                known.unwrap_or(self.codes.len() + 1)
+            }
         };
-        if let Some(counter) = made.get(index) {
-            counter
-                .get_or_init(|| self.metrics.named(family, name, &label))
-                .inc();
+        if let Some(counter) = counters.get(index) {
+            counter.inc();
         }
     }
 
@@ -350,6 +353,50 @@ impl Series {
                 .iter()
                 .map(|each| each.name.as_str())
                 .collect(),
+        }
+    }
+}
+
+/// The handles of one host.
+#[derive(Debug)]
+pub struct HostSeries {
+    name: UpstreamName,
+    attempts: [IntCounter; RESULTS.len()],
+    retries: [IntCounter; RESULTS.len()],
+    seconds: Histogram,
+}
+
+impl HostSeries {
+    /// All results begin at zero, so that the first failure is seen as a change.
+    #[must_use]
+    pub fn new(name: UpstreamName, metrics: &Metrics) -> Self {
+        let labels = |result| [name.as_str(), result];
+        Self {
+            attempts: RESULTS.map(|result| metrics.attempts.with_label_values(&labels(result))),
+            retries: RESULTS.map(|result| metrics.retries.with_label_values(&labels(result))),
+            seconds: metrics.attempt_seconds.with_label_values(&[name.as_str()]),
+            name,
+        }
+    }
+
+    /// As it's configured.
+    #[must_use]
+    pub fn name(&self) -> &UpstreamName {
+        &self.name
+    }
+
+    /// An attempt, one of [`RESULTS`], and whether it was made again because of what came `before`.
+    pub(super) fn count(&self, result: &str, seconds: f64, before: Option<&str>) {
+        let of = |counters: &[IntCounter], result: &str| {
+            let index = RESULTS.iter().position(|known| *known == result);
+            if let Some(counter) = index.and_then(|index| counters.get(index)) {
+                counter.inc();
+            }
+        };
+        of(&self.attempts, result);
+        self.seconds.observe(seconds);
+        if let Some(before) = before {
+            of(&self.retries, before);
         }
     }
 }

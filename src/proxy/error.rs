@@ -156,12 +156,38 @@ impl Error {
 #[cfg(test)]
 mod tests {
     use super::Error;
+    use crate::observe::metrics::RESULTS;
     use crate::outcome::Outcome;
     use crate::reply;
     use crate::reply::RetryAfter;
     use crate::retry::Failure;
     use crate::upstream;
     use http::StatusCode;
+
+    /// One that isn't would be counted nowhere.
+    #[test]
+    fn what_comes_of_an_attempt_is_one_of_the_results() {
+        let io = || std::io::Error::other("x");
+        let upstream = [
+            upstream::Error::Resolve(io()),
+            upstream::Error::Connect(io()),
+            upstream::Error::Exhausted(io()),
+            upstream::Error::Tls(io()),
+            upstream::Error::ConnectTimeout,
+            upstream::Error::Late,
+            upstream::Error::Timeout(crate::outcome::Left::Perhaps),
+            upstream::Error::TooLarge(1),
+        ];
+        let reply = [
+            reply::Error::Refused(StatusCode::NOT_FOUND, None),
+            reply::Error::Status(StatusCode::BAD_GATEWAY, None),
+            reply::Error::Encoding(reply::encoding::Error::TooLarge(1)),
+        ];
+        let errors = upstream.into_iter().map(Error::Upstream);
+        for error in errors.chain(reply.into_iter().map(Error::Reply)) {
+            assert!(RESULTS.contains(&error.label()), "{error:?}");
+        }
+    }
 
     #[test]
     fn what_came_back_decides_outcome_and_failure() {

@@ -297,7 +297,7 @@ impl Line {
             return verdict;
         }
         exchange.attempts.push(Attempt {
-            upstream: settings.name.clone(),
+            host: Arc::clone(call.route.upstream.series()),
             result: verdict.as_ref().map_or_else(Error::label, |_| "answered"),
             duration: clock.now() - started,
             answer: verdict.as_ref().ok().map(|reply| Answer {

@@ -36,6 +36,7 @@ use crate::name::UpstreamName;
 use crate::observe::metrics::HANDSHAKES;
 use crate::observe::metrics::Metrics;
 use crate::observe::metrics::PHASES;
+use crate::observe::series::HostSeries;
 use crate::outcome::Left;
 use crate::upstream::breaker::Breaker;
 use crate::upstream::breaker::Health;
@@ -221,6 +222,7 @@ pub struct Upstream {
     wanted: Notify,
     breaker: Arc<Breaker>,
     retired: CancellationToken,
+    series: Arc<HostSeries>,
     open: IntGauge,
     idle: IntGauge,
     opened: IntCounter,
@@ -262,6 +264,7 @@ impl Upstream {
             .set(connections_max);
         let clock_skew = metrics.clock_skew.with_label_values(&[name]);
         Ok(Self {
+            series: Arc::new(HostSeries::new(settings.name.clone(), metrics)),
             clock_skew: Skew::new(settings.name.clone(), settings.clock_skew_max, clock_skew),
             handshakes,
             phases,
@@ -285,6 +288,12 @@ impl Upstream {
     #[must_use]
     pub fn settings(&self) -> &Settings {
         &self.settings
+    }
+
+    /// What its attempts are counted in.
+    #[must_use]
+    pub fn series(&self) -> &Arc<HostSeries> {
+        &self.series
     }
 
     /// It's held to be down: a call would be refused.
