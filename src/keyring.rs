@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::Mutex;
+use std::sync::OnceLock;
 use std::sync::PoisonError;
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering;
@@ -39,7 +40,10 @@ struct Entry {
     accepted: AtomicBool,
     /// Another one has its name by now.
     replaced: AtomicBool,
-    shown: Option<IntGauge>,
+    /// When it was read first, in wall time since 1970-01-01 UTC.
+    taken: Duration,
+    /// Nothing, if there's no room for it in the metrics.
+    shown: OnceLock<Option<IntGauge>>,
     refused: Mutex<Refused>,
 }
 
@@ -70,16 +74,12 @@ impl Keyring {
         before: Option<&Self>,
         is_same: impl Fn(&Account, &Account) -> bool,
         now: Duration,
-        metrics: &Metrics,
     ) -> Self {
         let entry = |account: &Arc<Account>| {
             let key = account.key.as_ref().ok()?;
             let kept = before.and_then(|before| before.0.get(&account.name));
             let kept = kept.filter(|kept| kept.key.is(key) && is_same(&kept.account, account));
-            let entry = kept.map_or_else(
-                || Arc::new(Entry::new(account, key, now, metrics)),
-                Arc::clone,
-            );
+            let entry = kept.map_or_else(|| Arc::new(Entry::new(account, key, now)), Arc::clone);
             Some((account.name.clone(), entry))
         };
         Self(accounts.iter().filter_map(entry).collect())
@@ -120,6 +120,21 @@ impl Keyring {
         rotations
     }
 
+    /// Shows those that aren't shown yet.
+    pub fn show(&self, metrics: &Metrics) {
+        for entry in self.0.values() {
+            entry.shown.get_or_init(|| {
+                let fingerprint = entry.key.fingerprint().to_string();
+                let shown = metrics.account_key(entry.account.name.as_str(), &fingerprint);
+                shown.map(|(taken, accepted)| {
+                    taken.set(entry.taken.as_secs_f64());
+                    accepted.set(i64::from(entry.accepted.load(Ordering::Acquire)));
+                    accepted
+                })
+            });
+        }
+    }
+
     /// KYBIO has answered a call with success: its signature was right.
     pub fn accepted(&self, account: &Account) {
         let Some(entry) = self.0.get(&account.name) else {
@@ -130,7 +145,7 @@ impl Keyring {
             return;
         }
         if !entry.accepted.swap(true, Ordering::AcqRel) {
-            if let Some(shown) = &entry.shown {
+            if let Some(Some(shown)) = entry.shown.get() {
                 shown.set(1);
             }
             tracing::info!(account = %account.name, fingerprint = %entry.key.fingerprint(), "KYBIO takes the account's key");
@@ -161,20 +176,14 @@ impl Keyring {
 }
 
 impl Entry {
-    fn new(account: &Arc<Account>, key: &Arc<AppKey>, now: Duration, metrics: &Metrics) -> Self {
-        let fingerprint = key.fingerprint().to_string();
-        let shown = metrics.account_key(account.name.as_str(), &fingerprint);
-        let shown = shown.map(|(taken, accepted)| {
-            taken.set(now.as_secs_f64());
-            accepted.set(0);
-            accepted
-        });
+    fn new(account: &Arc<Account>, key: &Arc<AppKey>, taken: Duration) -> Self {
         Self {
             account: Arc::clone(account),
             key: Arc::clone(key),
             accepted: AtomicBool::new(false),
             replaced: AtomicBool::new(false),
-            shown,
+            taken,
+            shown: OnceLock::new(),
             refused: Mutex::default(),
         }
     }

@@ -106,6 +106,13 @@ impl Latches {
         self.count.store(latches.len(), Ordering::Release);
     }
 
+    /// The account's name isn't configured any more, and its gauge is gone. That its calls are used up stays known, for a name to come.
+    pub fn hide(&self, name: &AccountName) {
+        for latch in self.latches().values_mut() {
+            latch.gauges.retain(|(shown, _)| shown != name);
+        }
+    }
+
     /// Whether a call would have leave. Takes no trial.
     ///
     /// # Errors

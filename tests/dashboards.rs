@@ -1,6 +1,7 @@
 //! Promise F3: every query of a shipped dashboard and every rule runs on a real Prometheus against real traffic, and returns what the traffic
 //! makes true. An alert reaches a real Alertmanager.
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::process::Command;
 
@@ -20,6 +21,11 @@ const REVOKED: u64 = 7_319;
 
 const READ: &str = "ticketOpenApi/queryAllPayMethod";
 const WRITE: &str = "customerOpenApi/add";
+
+/// A second one of the same barcode is refused with a code.
+const PRODUCT: &str = "productOpenApi/addProductInfo";
+const NEW: &str =
+    r#"{"productInfo":{"name":"a","barcode":"b-1","buyPrice":1,"sellPrice":2,"stock":1}}"#;
 
 fn rules() -> PathBuf {
     tools::root().join("deploy/prometheus/kybio-gateway.rules.yml")
@@ -79,9 +85,7 @@ async fn traffic(pki: &Pki, stand_in: &StandIn, gateway: &Gateway) {
     }
     // Errors by KYBIO's own codes.
     for _ in 0..3 {
-        let product =
-            r#"{"productInfo":{"name":"a","barcode":"b-1","buyPrice":1,"sellPrice":2,"stock":1}}"#;
-        client.call("productOpenApi/addProductInfo", product).await;
+        client.call(PRODUCT, NEW).await;
     }
     // A wrong key.
     assert_eq!(
@@ -204,7 +208,9 @@ async fn every_panel_and_every_rule_returns_what_the_traffic_makes_true() {
     prometheus
         .until("up", |found| found.iter().any(|(_, value)| *value == 1.0))
         .await;
-    gateway.client(&pki).call(READ, "{}").await;
+    let client = gateway.client(&pki);
+    client.call(READ, "{}").await;
+    client.call(PRODUCT, NEW).await;
     prometheus
         .until(
             "sum(kybio_gateway_requests_total{outcome=\"done\"})",
@@ -227,21 +233,46 @@ async fn every_panel_and_every_rule_returns_what_the_traffic_makes_true() {
         })
         .await;
 
+    let mut zeros = BTreeSet::new();
     for (panel, expression) in panels() {
         let expression = substituted(&expression);
         let found = prometheus
             .until(&expression, |found| !found.is_empty())
             .await;
-        assert!(
-            found.iter().all(|(_, value)| !value.is_infinite()),
-            "{panel}: {found:?}"
-        );
+        if !found
+            .iter()
+            .any(|(_, value)| *value != 0.0 && value.is_finite())
+        {
+            zeros.insert(panel);
+        }
+    }
+    // What nothing here makes happen, and what is well.
+    let expected = [
+        "accounts: Taken by KYBIO",
+        "overview: Hosts down",
+        "saturation: Kept out",
+        "saturation: Lines of the log that were dropped",
+        "saturation: Memory",
+        "saturation: Of each limit",
+        "saturation: Requests under way",
+        "saturation: Series of names",
+        "security: Configuration",
+        "security: Key files that can't be used",
+        "security: Malformed, flooding, too slow",
+        "security: Turned out by a reload",
+        "upstreams: Open",
+        "upstreams: Retries not made",
+    ];
+    println!("{zeros:#?}");
+    for panel in &zeros {
+        assert!(expected.contains(&&**panel), "{panel} shows nothing");
     }
 
     let is_so = async |expression: &str| !prometheus.query(expression).await.is_empty();
     let mut alerts = 0;
     let firing = [
         "KybioGatewayUnknownWrites",
+        "KybioGatewayRevokedCaller",
         "KybioGatewayKeyRefused",
         "KybioGatewayQuotaUsedUp",
         "KybioGatewayUpstreamDown",
@@ -262,20 +293,24 @@ async fn every_panel_and_every_rule_returns_what_the_traffic_makes_true() {
                 continue;
             }
             alerts += 1;
+            // It must be so for a minute: here for a moment.
+            let expression = match name {
+                "KybioGatewayUpstreamDown" => expression.replace("[1m]", "[2s]"),
+                _ => expression.to_owned(),
+            };
             // Three strangers in some seconds are a rate that no strangers have.
             if name != "KybioGatewayStrangers" {
-                assert_eq!(
-                    is_so(expression).await,
-                    firing.contains(&name),
-                    "{name}: {expression}"
-                );
+                let so = is_so(&expression).await;
+                assert_eq!(so, firing.contains(&name), "{name}: {expression}");
             }
         }
     }
     assert!(alerts > 15, "{alerts}");
 
     // Each of the faults is found by the dashboards alone, as docs/runbooks.md has it.
+    let runbooks = std::fs::read_to_string(tools::root().join("docs/runbooks.md")).unwrap();
     let one = async |expression: &str, label: &str| {
+        assert!(runbooks.contains(expression), "{expression}");
         let found = prometheus.query(&substituted(expression)).await;
         assert_eq!(found.len(), 1, "{expression}: {found:?}");
         found[0].0[label].as_str().unwrap_or_default().to_owned()
@@ -298,14 +333,20 @@ async fn every_panel_and_every_rule_returns_what_the_traffic_makes_true() {
     );
     assert_eq!(
         one(
-            "max by (upstream) (kybio_gateway_upstream_breaker_state) == 2",
+            "max by (upstream) (kybio_gateway_upstream_breaker_state) > 0",
             "upstream"
         )
         .await,
         "away"
     );
-    assert_eq!(one("sum by (operation) (kybio_gateway_requests_total{outcome=\"unknown\", operation!~\".*query.*\"} - (kybio_gateway_requests_total{outcome=\"unknown\"} offset 1h or kybio_gateway_requests_total{outcome=\"unknown\"} * 0)) > 0", "operation").await, WRITE);
-    assert_eq!(one("sum by (caller) (increase(kybio_gateway_caller_signatures_total{result=\"match\"}[1h])) > 0", "caller").await, "orders");
+    let unknown = "kybio_gateway_requests_total{outcome=\"unknown\"}";
+    let new =
+        format!("sum by (operation) ({unknown} - ({unknown} offset 1h or {unknown} * 0)) > 0");
+    assert_eq!(one(&new, "operation").await, WRITE);
+    let signing = "sum by (caller) (increase(kybio_gateway_caller_signatures_total{result=~\"match|mismatch\"}[1d])) > 0";
+    let found = prometheus.query(signing).await;
+    assert_eq!(found.len(), 1, "{found:?}");
+    assert_eq!(found[0].0["caller"], "orders");
 
     assert_eq!(
         one(
@@ -319,13 +360,19 @@ async fn every_panel_and_every_rule_returns_what_the_traffic_makes_true() {
     assert_eq!(one(slow, "upstream").await, "sluggish");
     assert!(!is_so(&slow.replace("first-byte", "connect")).await);
 
-    let told = alertmanager.alerts("KybioGatewayKeyRefused").await;
-    assert_eq!(told.len(), 1, "{told:?}");
-    assert_eq!(told[0]["labels"]["account"], "swapped");
+    // One word on it, which isn't said again while it goes on.
+    let told = alertmanager.told("KybioGatewayKeyRefused").await;
+    let alerts = told["alerts"].as_array().unwrap();
+    assert_eq!(alerts.len(), 1, "{told}");
+    assert_eq!(alerts[0]["labels"]["account"], "swapped");
     assert_eq!(
-        told[0]["annotations"]["runbook"],
+        alerts[0]["annotations"]["runbook"],
         "docs/runbooks.md#a-key-is-refused"
     );
+    for _ in 0..3 {
+        prometheus.until("up", |found| !found.is_empty()).await;
+    }
+    assert_eq!(alertmanager.times("KybioGatewayKeyRefused"), 1);
 }
 
 #[test]

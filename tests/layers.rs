@@ -238,6 +238,7 @@ fn what_one_file_does_no_other_does() {
             "data-signature",
             &[
                 "cli/demo/paper.rs",
+                "observe/trace.rs",
                 "proxy/migration.rs",
                 "upstream/send.rs",
             ],

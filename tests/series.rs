@@ -153,6 +153,7 @@ async fn beyond_the_limit_names_are_counted_as_other_and_what_is_removed_makes_r
             .await
             >= other
     );
+    assert!(gateway.metric("kybio_gateway_metrics_folded").await > 0.0);
     assert!(gateway.metric("kybio_gateway_metrics_series").await <= 1_300.0);
 
     // Half of them are gone, and so are their series; the others' go on, and there's room for new ones.
@@ -369,4 +370,139 @@ async fn a_hosts_clock_is_compared_with_ours_unless_its_answer_is_old() {
         .filter(|line| line.contains("behind_seconds"))
         .count();
     assert_eq!(lines, 1, "once an hour");
+}
+
+/// A host that is given up was slow, and a call whose caller doesn't wait any more has failed all the same.
+#[tokio::test]
+async fn what_is_given_up_and_what_nobody_waits_for_is_counted_too() {
+    let pki = Pki::new();
+    let upstream = Upstream::scripted(&pki, |_| Act::Hang).await;
+    let mut setup = Setup::new(&pki, Some(upstream.address));
+    setup
+        .kybio
+        .push_str("attempt_timeout = \"300ms\"\ntotal_timeout = \"400ms\"\nattempts_max = 1\n");
+    let gateway = setup.start().await;
+    let client = gateway.client(&pki);
+    assert_eq!(client.call(READ, "{}").await.refusal().2, "unknown");
+    let phase = |part: &str| {
+        format!(
+            "kybio_gateway_attempt_phase_duration_seconds_{part}{{phase=\"first-byte\",upstream=\"kybio\"}}"
+        )
+    };
+    assert_eq!(gateway.metric(&phase("count")).await, 1.0);
+    assert!(gateway.metric(&phase("sum")).await > 0.25);
+    let failures = "kybio_gateway_failures_total{reason=\"timeout\"}";
+    assert_eq!(gateway.metric(failures).await, 1.0);
+    // The caller's own time is up first, and another one is gone.
+    let impatient = [("kybio-gateway-timeout-ms", "30")];
+    assert_eq!(
+        client.call_with(WRITE, &impatient, "{}").await.refusal().1,
+        "caller-timeout"
+    );
+    gateway.metric_reaches(failures, 2.0).await;
+    let mut leaving = client.stream().await.unwrap();
+    let head = format!(
+        "POST /openapi/v1/{WRITE} HTTP/1.1\r\nhost: gateway.test\r\ncontent-type: application/json\r\ncontent-length: 2\r\n\r\n{{}}"
+    );
+    tokio::io::AsyncWriteExt::write_all(&mut leaving, head.as_bytes())
+        .await
+        .unwrap();
+    upstream.arrived(3).await;
+    drop(leaving);
+    gateway.metric_reaches(failures, 3.0).await;
+    // What the caller gets wrong, and KYBIO's own word, isn't one.
+    client.call(READ, "x").await;
+    client.call("no/such", "{}").await;
+    let text = gateway.metrics().await;
+    let all = text
+        .lines()
+        .filter(|line| line.starts_with("kybio_gateway_failures_total{"));
+    let all: f64 = all
+        .map(|line| line.rsplit_once(' ').unwrap().1.parse::<f64>().unwrap())
+        .sum();
+    assert_eq!(all, 3.0);
+}
+
+/// A call that is under way when its account goes doesn't bring the account's series back.
+#[tokio::test]
+async fn a_call_under_way_makes_no_series_of_a_name_that_is_gone() {
+    let pki = Pki::new();
+    let (upstream, gate) = Upstream::held(&pki).await;
+    let mut setup = Setup::reloaded_by_hand(&pki, &upstream);
+    setup.account("gone", "GONE", "gone-key");
+    setup.orders.push_str("default_account = \"main\"\n");
+    let mut gateway = setup.start().await;
+    let client = gateway.client(&pki);
+    let under_way = tokio::spawn(async move {
+        client
+            .call_with(WRITE, &[("kybio-gateway-account", "gone")], "{}")
+            .await
+    });
+    upstream.arrived(1).await;
+    gateway.setup.more.clear();
+    gateway.setup.write();
+    gateway.reload().await;
+    gate.add_permits(1);
+    assert_eq!(under_way.await.unwrap().status, 200);
+    gateway
+        .metric_reaches(
+            "kybio_gateway_attempts_total{result=\"answered\",upstream=\"kybio\"}",
+            1.0,
+        )
+        .await;
+    let text = gateway.metrics().await;
+    assert!(!text.contains("\"gone\""), "{text}");
+}
+
+/// That an account's calls are used up is seen again when its name comes back.
+#[tokio::test]
+async fn a_used_up_quota_is_shown_again_with_its_account() {
+    let pki = Pki::new();
+    let upstream = Upstream::scripted(&pki, |_| {
+        Act::ok(r#"{"status":"error","messages":["您已用完当日请求量"],"errorCode":null}"#)
+    })
+    .await;
+    let mut setup = Setup::reloaded_by_hand(&pki, &upstream);
+    setup.account("spent", "SPENT", "spent-key");
+    setup.orders.push_str("default_account = \"main\"\n");
+    let mut gateway = setup.start().await;
+    let client = gateway.client(&pki);
+    let to = [("kybio-gateway-account", "spent")];
+    let gauge = "kybio_gateway_account_quota_used_up{account=\"spent\"}";
+    client.call_with(READ, &to, "{}").await;
+    assert_eq!(gateway.metric(gauge).await, 1.0);
+    let table = std::mem::take(&mut gateway.setup.more);
+    for (more, expected) in [(String::new(), 0.0), (table, 1.0)] {
+        gateway.setup.more = more;
+        gateway.setup.write();
+        gateway.reload().await;
+        client.call_with(READ, &to, "{}").await;
+        assert_eq!(gateway.metric(gauge).await, expected);
+    }
+}
+
+/// Room that a reload makes is there for the names that it brings.
+#[tokio::test]
+async fn new_names_have_the_room_of_those_that_they_replace() {
+    const NAMES: usize = 300;
+    let pki = Pki::new();
+    let upstream = Upstream::start(&pki).await;
+    let mut setup = Setup::reloaded_by_hand(&pki, &upstream);
+    for number in 0..NAMES {
+        setup.account(&format!("old-{number}"), &format!("APP{number}"), "a-key");
+    }
+    setup.orders.push_str("default_account = \"main\"\n");
+    let gateway = Gateway::start(setup, &["--set", "metrics.series_max=1000"]).await;
+    let folded = "kybio_gateway_metrics_folded";
+    assert_eq!(gateway.metric(folded).await, 0.0);
+    tools::change(&gateway.setup.path("gateway.toml"), |text| {
+        text.replace("[accounts.old-", "[accounts.new-")
+    });
+    gateway.reload().await;
+    assert_eq!(gateway.metric(folded).await, 0.0);
+    let text = gateway.metrics().await;
+    let shown = text
+        .lines()
+        .filter(|line| line.starts_with("kybio_gateway_account_key_accepted{account=\"new-"));
+    assert_eq!(shown.count(), NAMES);
 }

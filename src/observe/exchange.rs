@@ -16,6 +16,7 @@ use crate::clock::Clock;
 use crate::name::AccountName;
 use crate::name::CallerName;
 use crate::observe::log::harmless;
+use crate::observe::metrics::FAILURE_CODES;
 use crate::observe::remote::Remote;
 use crate::observe::series::HostSeries;
 use crate::observe::series::Series;
@@ -283,6 +284,9 @@ impl Exchange {
         if let Some(code) = self.refusal {
             metrics.refusals.with_label_values(&[code]).inc();
         }
+        if let Some(reason) = self.failure() {
+            metrics.failures.with_label_values(&[reason]).inc();
+        }
         if let (Outcome::Unknown, Some(operation)) = (outcome, &self.operation) {
             let class = operation.class.as_str();
             metrics.unknown_outcomes.with_label_values(&[class]).inc();
@@ -308,6 +312,22 @@ impl Exchange {
                 let outcome = outcome.as_str();
                 metrics.late_verdicts.with_label_values(&[outcome]).inc();
             }
+        }
+    }
+
+    /// Why a call that its caller may make failed, if that's neither KYBIO's word nor the caller's fault. It doesn't matter whether the caller has
+    /// heard of it.
+    fn failure(&self) -> Option<&'static str> {
+        self.permitted?;
+        let last = self.attempts.last().map(|attempt| attempt.result);
+        match self.outcome {
+            Outcome::Done | Outcome::Rejected => None,
+            // The task that made the attempt is gone, which is a bug.
+            Outcome::Unknown => Some(last.unwrap_or("internal")),
+            Outcome::NotSent => last.or_else(|| {
+                let code = self.refusal?;
+                FAILURE_CODES.contains(&code).then_some(code)
+            }),
         }
     }
 

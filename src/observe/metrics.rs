@@ -1,6 +1,8 @@
 //! The metric families, made once and passed to whoever counts. Only closed sets and configured names become label values.
 
 use std::collections::HashMap;
+use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::Ordering;
 
 use prometheus::Encoder;
 use prometheus::Gauge;
@@ -35,6 +37,8 @@ pub struct Metrics {
     process: Process,
     /// Room for the series of configured names.
     pub room: Room,
+    /// Lines of the log that were known to be dropped at the last scrape.
+    log_seen: AtomicUsize,
 
     // -- requests
     /// Requests, by operation (canonical name; none: not one that the caller may call) and by what happened to the call.
@@ -55,6 +59,8 @@ pub struct Metrics {
     pub refusals: IntCounterVec,
     /// Calls that may have left and brought no trustworthy answer, by the operation's class. Of any class but read somebody must look up what happened.
     pub unknown_outcomes: IntCounterVec,
+    /// Calls that callers may make and that failed: not KYBIO's word, nor the caller's fault, but by the way to KYBIO (the result of the last attempt), its host or the gateway's own limits; whether or not the caller still waited.
+    pub failures: IntCounterVec,
     /// Calls whose caller had gone before the answer came, by what happened to them.
     pub late_verdicts: IntCounterVec,
     /// Calls that may have left, by what the caller's own signature is: match (signed with the account's key: the caller still holds it), mismatch (with something else), absent.
@@ -77,7 +83,7 @@ pub struct Metrics {
     // -- keys and configuration
     /// When the key that the account's calls are signed with was read first, in Unix time, by the key's fingerprint.
     pub account_keys_taken: GaugeVec,
-    /// 1 once KYBIO has answered a call signed with this key with success.
+    /// 1 once KYBIO has answered a call signed with this key with success, since this process started.
     pub account_keys_accepted: IntGaugeVec,
     /// Accounts that are configured.
     pub accounts: IntGauge,
@@ -98,7 +104,7 @@ pub struct Metrics {
     pub attempts: IntCounterVec,
     /// Time of an attempt, from asking for a connection to the reply's last byte.
     pub attempt_seconds: HistogramVec,
-    /// Time of the parts of an attempt: connect (until there is a connection, kept or new), first-byte (until the reply's head), rest (until its last byte).
+    /// Time of the parts of an attempt: connect (until there is a connection, kept or new), first-byte (until the reply's head), rest (until its last byte). A part in which an attempt failed counts as long as it took.
     pub phase_seconds: HistogramVec,
     /// Attempts after the first, by the result of the one before.
     pub retries: IntCounterVec,
@@ -132,6 +138,8 @@ pub struct Metrics {
     pub upstream_connection_ages: HistogramVec,
     /// Completed TLS handshakes with an upstream: full, or resumed from a session of before.
     pub upstream_handshakes: IntCounterVec,
+    /// How far apart they may be before that's worth a word (clock_skew_max).
+    pub clock_skew_max: GaugeVec,
     /// How far this machine's clock is behind the host's, by the Date of its answers (whole seconds) and the middle of their time; negative if it's ahead.
     pub clock_skew: GaugeVec,
     // -- callers' connections
@@ -168,7 +176,9 @@ pub struct Metrics {
     pub log_dropped: IntCounter,
     /// Series of configured names: operations, callers, accounts; each bucket of a histogram counts.
     pub series: IntGauge,
-    /// Series that were folded into other because there were metrics.series_max.
+    /// Names, each with a family of its own, that are folded into other now, because there are metrics.series_max series.
+    pub folded: IntGauge,
+    /// How often series were folded into other, or would have been again after a reload.
     pub series_folded: IntCounter,
 }
 
@@ -233,6 +243,16 @@ pub const RESULTS: [&str; 15] = [
     "refused",
     "status",
     "unreadable",
+];
+
+/// Of calls that failed before any attempt, the codes that say that it was neither KYBIO's word nor the caller's fault.
+pub const FAILURE_CODES: [&str; 6] = [
+    "upstream-down",
+    "upstream-busy",
+    "gateway-busy",
+    "account-busy",
+    "no-time-left",
+    "internal",
 ];
 
 /// The parts of an attempt.
@@ -307,6 +327,7 @@ impl Metrics {
             &["code"],
         );
         let unknown_outcomes = make.counters("kybio_gateway_unknown_outcomes_total", "Calls that may have left and brought no trustworthy answer, by the operation's class. Of any class but read somebody must look up what happened.", &["class"]);
+        let failures = make.counters("kybio_gateway_failures_total", "Calls that callers may make and that failed: not KYBIO's word, nor the caller's fault, but by the way to KYBIO (the result of the last attempt), its host or the gateway's own limits; whether or not the caller still waited.", &["reason"]);
         let late_verdicts = make.counters(
             "kybio_gateway_late_verdicts_total",
             "Calls whose caller had gone before the answer came, by what happened to them.",
@@ -338,11 +359,7 @@ impl Metrics {
             &["account"],
         );
         let account_keys_taken = make.fractional_gauges("kybio_gateway_account_key_taken_timestamp_seconds", "When the key that the account's calls are signed with was read first, in Unix time, by the key's fingerprint.", &["account", "fingerprint"]);
-        let account_keys_accepted = make.gauges(
-            "kybio_gateway_account_key_accepted",
-            "1 once KYBIO has answered a call signed with this key with success.",
-            &["account", "fingerprint"],
-        );
+        let account_keys_accepted = make.gauges("kybio_gateway_account_key_accepted", "1 once KYBIO has answered a call signed with this key with success, since this process started.", &["account", "fingerprint"]);
         let accounts = make.gauge("kybio_gateway_accounts", "Accounts that are configured.");
         let accounts_disabled = make.gauge(
             "kybio_gateway_accounts_disabled",
@@ -371,7 +388,7 @@ impl Metrics {
             &["upstream"],
             &REQUEST_BUCKETS,
         );
-        let phase_seconds = make.histograms("kybio_gateway_attempt_phase_duration_seconds", "Time of the parts of an attempt: connect (until there is a connection, kept or new), first-byte (until the reply's head), rest (until its last byte).", &["upstream", "phase"], &REQUEST_BUCKETS);
+        let phase_seconds = make.histograms("kybio_gateway_attempt_phase_duration_seconds", "Time of the parts of an attempt: connect (until there is a connection, kept or new), first-byte (until the reply's head), rest (until its last byte). A part in which an attempt failed counts as long as it took.", &["upstream", "phase"], &REQUEST_BUCKETS);
         let retries = make.counters(
             "kybio_gateway_retries_total",
             "Attempts after the first, by the result of the one before.",
@@ -449,6 +466,11 @@ impl Metrics {
             "Completed TLS handshakes with an upstream: full, or resumed from a session of before.",
             &["upstream", "kind"],
         );
+        let clock_skew_max = make.fractional_gauges(
+            "kybio_gateway_upstream_clock_skew_max_seconds",
+            "How far apart they may be before that's worth a word (clock_skew_max).",
+            &["upstream"],
+        );
         let clock_skew = make.fractional_gauges("kybio_gateway_upstream_clock_skew_seconds", "How far this machine's clock is behind the host's, by the Date of its answers (whole seconds) and the middle of their time; negative if it's ahead.", &["upstream"]);
         let downstream_connections = make.gauge(
             "kybio_gateway_downstream_connections",
@@ -504,9 +526,10 @@ impl Metrics {
         );
         let log_dropped = make.counter("kybio_gateway_log_lines_dropped_total", "Lines of the log that nobody took in time: a slow reader of standard error doesn't hold up calls.");
         let series = make.gauge("kybio_gateway_metrics_series", "Series of configured names: operations, callers, accounts; each bucket of a histogram counts.");
+        let folded = make.gauge("kybio_gateway_metrics_folded", "Names, each with a family of its own, that are folded into other now, because there are metrics.series_max series.");
         let series_folded = make.counter(
             "kybio_gateway_metrics_series_folded_total",
-            "Series that were folded into other because there were metrics.series_max.",
+            "How often series were folded into other, or would have been again after a reload.",
         );
         let process = Process::new(&mut make);
         let Families {
@@ -517,7 +540,8 @@ impl Metrics {
             registry,
             described,
             process,
-            room: Room::new(series.clone(), series_folded.clone()),
+            log_seen: AtomicUsize::new(0),
+            room: Room::new(series.clone(), folded.clone(), series_folded.clone()),
             requests,
             caller_requests,
             account_requests,
@@ -527,6 +551,7 @@ impl Metrics {
             reply_bytes,
             refusals,
             unknown_outcomes,
+            failures,
             late_verdicts,
             caller_signatures,
             requests_active,
@@ -564,6 +589,7 @@ impl Metrics {
             upstream_reused,
             upstream_connection_ages,
             upstream_handshakes,
+            clock_skew_max,
             clock_skew,
             downstream_connections,
             downstream_connections_busy,
@@ -581,6 +607,7 @@ impl Metrics {
             build_info,
             log_dropped,
             series,
+            folded,
             series_folded,
         };
         metrics.begin();
@@ -602,6 +629,8 @@ impl Metrics {
         begin(&self.downstream_closed_by_reload, &HANDSHAKE_FAILURES);
         begin(&self.downstream_closed_by_reload, &[UNKNOWN_CALLER]);
         begin(&self.reloads, &RELOADS);
+        begin(&self.failures, &RESULTS[1..]);
+        begin(&self.failures, &FAILURE_CODES);
         begin(&self.downstream_refused, &CONNECTION_LIMITS);
         begin(&self.downstream_floods, &FLOODS);
         begin(&self.downstream_timeouts, &CLOCKS);
@@ -736,6 +765,7 @@ impl Metrics {
             forget(histograms, name);
         }
         forget(&self.clock_skew, name);
+        forget(&self.clock_skew_max, name);
     }
 
     fn remove(&self, (family, name, other): &Kept) {
@@ -794,8 +824,8 @@ impl Metrics {
 
     /// So many lines of the log were dropped so far.
     pub fn show_dropped(&self, all: usize) {
-        let shown = self.log_dropped.get();
-        self.log_dropped.inc_by((all as u64).saturating_sub(shown));
+        let before = self.log_seen.fetch_max(all, Ordering::AcqRel);
+        self.log_dropped.inc_by(all.saturating_sub(before) as u64);
     }
 
     /// All families, in their order.
@@ -823,7 +853,7 @@ impl Metrics {
 }
 
 /// What stands for all values of the other label, where they come together.
-const SET: &str = "*";
+pub(super) const SET: &str = "*";
 
 /// Removes all series of a family that have this label.
 fn forget<T: MetricVecBuilder>(family: &MetricVec<T>, (label, value): (&str, &str))

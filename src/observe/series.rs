@@ -9,6 +9,7 @@ use std::sync::Mutex;
 use std::sync::MutexGuard;
 use std::sync::OnceLock;
 use std::sync::PoisonError;
+use std::sync::atomic::AtomicBool;
 use std::sync::atomic::AtomicUsize;
 use std::sync::atomic::Ordering;
 
@@ -23,6 +24,7 @@ use crate::observe::exchange::Signed;
 use crate::observe::metrics::Metrics;
 use crate::observe::metrics::REQUEST_BUCKETS;
 use crate::observe::metrics::RESULTS;
+use crate::observe::metrics::SET;
 use crate::operation::OperationName;
 use crate::outcome::Outcome;
 
@@ -75,23 +77,38 @@ const NOTHING: &str = "none";
 #[derive(Debug)]
 pub struct Room {
     max: AtomicUsize,
-    taken: Mutex<HashMap<Kept, usize>>,
+    taken: Mutex<Taken>,
     /// How many there are, as metrics have it.
     shown: IntGauge,
+    /// How many are folded now, and how often one was.
+    folded_now: IntGauge,
     folded: IntCounter,
+}
+
+#[derive(Debug, Default)]
+struct Taken {
+    kept: HashMap<Kept, usize>,
+    folded: HashSet<Kept>,
 }
 
 /// Family, name, and the other label.
 pub(super) type Kept = (Family, Box<str>, Box<str>);
 
 impl Room {
-    pub(super) fn new(shown: IntGauge, folded: IntCounter) -> Self {
+    pub(super) fn new(shown: IntGauge, folded_now: IntGauge, folded: IntCounter) -> Self {
         Self {
             max: AtomicUsize::new(SERIES_MAX),
             taken: Mutex::default(),
             shown,
+            folded_now,
             folded,
         }
+    }
+
+    /// Whether a name has these series.
+    fn has(&self, family: Family, name: &str, other: &str) -> bool {
+        let kept = (family, name.into(), other.into());
+        self.taken().kept.contains_key(&kept)
     }
 
     /// From now on there may be so many. What is there stays.
@@ -103,38 +120,50 @@ impl Room {
     pub(super) fn take(&self, family: Family, name: &str, other: &str, count: usize) -> bool {
         let kept = (family, name.into(), other.into());
         let mut taken = self.taken();
-        if taken.contains_key(&kept) {
+        if taken.kept.contains_key(&kept) {
             return true;
         }
         let all: usize = usize::try_from(self.shown.get()).unwrap_or_default();
-        if all + count > self.max.load(Ordering::Acquire) {
+        let fits = all + count <= self.max.load(Ordering::Acquire);
+        if fits {
+            taken.folded.remove(&kept);
+            taken.kept.insert(kept, count);
+            self.shown.add(signed(count));
+        } else {
+            taken.folded.insert(kept);
             self.folded.inc();
-            return false;
         }
-        taken.insert(kept, count);
-        self.shown.add(i64::try_from(count).unwrap_or(i64::MAX));
-        true
+        self.folded_now.set(signed(taken.folded.len()));
+        fits
     }
 
     /// Gives the room of all series back whose name isn't wanted any more, and returns them.
     pub(super) fn give_back(&self, is_gone: impl Fn(Family, &str, &str) -> bool) -> Vec<Kept> {
         let mut taken = self.taken();
+        let is_gone = |(family, name, other): &Kept| is_gone(*family, name, other);
         let gone: Vec<_> = taken
+            .kept
             .keys()
-            .filter(|(family, name, other)| is_gone(*family, name, other))
+            .filter(|kept| is_gone(kept))
             .cloned()
             .collect();
         for kept in &gone {
-            if let Some(count) = taken.remove(kept) {
-                self.shown.sub(i64::try_from(count).unwrap_or(i64::MAX));
+            if let Some(count) = taken.kept.remove(kept) {
+                self.shown.sub(signed(count));
             }
         }
+        taken.folded.retain(|kept| !is_gone(kept));
+        self.folded_now.set(signed(taken.folded.len()));
         gone
     }
 
-    fn taken(&self) -> MutexGuard<'_, HashMap<Kept, usize>> {
+    fn taken(&self) -> MutexGuard<'_, Taken> {
         self.taken.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+fn signed(count: usize) -> i64 {
+    i64::try_from(count).unwrap_or(i64::MAX)
 }
 
 /// Unless it's configured.
@@ -154,6 +183,7 @@ pub struct Series {
     /// Of requests for nothing that their caller may call.
     nothing: ByOutcome,
     nothing_durations: [OnceLock<Histogram>; Outcome::ALL.len()],
+    retired: AtomicBool,
 }
 
 type ByOutcome = OnceLock<[IntCounter; Outcome::ALL.len()]>;
@@ -173,7 +203,7 @@ struct OperationSeries {
 struct CallerSeries {
     name: CallerName,
     requests: ByOutcome,
-    signatures: [IntCounter; Signed::ALL.len()],
+    signatures: OnceLock<[IntCounter; Signed::ALL.len()]>,
 }
 
 #[derive(Debug)]
@@ -181,7 +211,7 @@ struct AccountSeries {
     name: AccountName,
     requests: ByOutcome,
     answers: ByCode,
-    credential_errors: IntCounter,
+    credential_errors: OnceLock<IntCounter>,
 }
 
 impl Series {
@@ -196,11 +226,6 @@ impl Series {
     ) -> Self {
         let codes: BTreeSet<_> = codes.into_iter().collect();
         let codes: Arc<[i64]> = codes.into_iter().collect();
-        // What is watched for its first change must be there before it.
-        let signatures = |name: &CallerName| {
-            let labels = Signed::ALL.map(Signed::as_str);
-            metrics.named_set(Family::CallerSignatures, name.as_str(), labels)
-        };
         Self {
             operations: operations
                 .map(|name| OperationSeries {
@@ -212,17 +237,16 @@ impl Series {
                 .collect(),
             callers: callers
                 .map(|name| CallerSeries {
-                    signatures: signatures(&name),
                     name,
                     requests: OnceLock::new(),
+                    signatures: OnceLock::new(),
                 })
                 .collect(),
             accounts: accounts
                 .map(|name| AccountSeries {
                     requests: OnceLock::new(),
                     answers: OnceLock::new(),
-                    credential_errors: metrics
-                        .named(Family::AccountCredentialErrors, name.as_str()),
+                    credential_errors: OnceLock::new(),
                     name,
                 })
                 .collect(),
@@ -230,7 +254,44 @@ impl Series {
             codes: Arc::clone(&codes),
             nothing: OnceLock::new(),
             nothing_durations: Default::default(),
+            retired: AtomicBool::new(false),
         }
+    }
+
+    /// What is watched for its first change is there before it. Called once there's room for it: when what was before is gone.
+    pub fn begin(&self) {
+        for caller in &self.callers {
+            self.signatures(caller);
+        }
+        for account in &self.accounts {
+            self.credential_errors(account);
+        }
+    }
+
+    /// Another one has taken its place. What is still under way by it makes no series that nobody would remove.
+    pub fn retire(&self) {
+        self.retired.store(true, Ordering::Release);
+    }
+
+    /// Whether a name may have series of this kind.
+    fn may_begin(&self, family: Family, name: &str, other: &str) -> bool {
+        !self.retired.load(Ordering::Acquire) || self.metrics.room.has(family, name, other)
+    }
+
+    fn signatures<'a>(&self, caller: &'a CallerSeries) -> &'a [IntCounter; Signed::ALL.len()] {
+        caller.signatures.get_or_init(|| {
+            let labels = Signed::ALL.map(Signed::as_str);
+            let name = caller.name.as_str();
+            self.metrics
+                .named_set(Family::CallerSignatures, name, labels)
+        })
+    }
+
+    fn credential_errors<'a>(&self, account: &'a AccountSeries) -> &'a IntCounter {
+        let name = account.name.as_str();
+        account
+            .credential_errors
+            .get_or_init(|| self.metrics.named(Family::AccountCredentialErrors, name))
     }
 
     /// All families.
@@ -264,7 +325,10 @@ impl Series {
         };
         self.by_outcome(requests, Family::OperationRequests, name, outcome);
         let index = outcome as usize;
-        if let Some(durations) = durations.get(index) {
+        let may_begin = || self.may_begin(Family::OperationDurations, name, outcome.as_str());
+        if let Some(durations) = durations.get(index)
+            && (durations.get().is_some() || may_begin())
+        {
             let histogram = durations.get_or_init(|| {
                 self.metrics
                     .named_histogram(name, outcome.as_str(), HISTOGRAM_SERIES)
@@ -279,7 +343,8 @@ impl Series {
         };
         let name = caller.name.as_str();
         self.by_outcome(&caller.requests, Family::CallerRequests, name, outcome);
-        if let Some(counter) = signed.and_then(|signed| caller.signatures.get(signed as usize)) {
+        let counters = self.signatures(caller);
+        if let Some(counter) = signed.and_then(|signed| counters.get(signed as usize)) {
             counter.inc();
         }
     }
@@ -307,13 +372,16 @@ impl Series {
             let name = account.name.as_str();
             self.by_code(&account.answers, Family::AccountAnswers, name, code);
             if is_of_key {
-                account.credential_errors.inc();
+                self.credential_errors(account).inc();
             }
         }
     }
 
     /// All outcomes of a name begin at the same time: what happens first is no surprise to whoever watches another.
     fn by_outcome(&self, made: &ByOutcome, family: Family, name: &str, outcome: Outcome) {
+        if made.get().is_none() && !self.may_begin(family, name, SET) {
+            return;
+        }
         let counters = made.get_or_init(|| {
             let labels = Outcome::ALL.map(Outcome::as_str);
             self.metrics.named_set(family, name, labels)
@@ -325,6 +393,9 @@ impl Series {
 
     /// So do all codes.
     fn by_code(&self, made: &ByCode, family: Family, name: &str, code: Option<i64>) {
+        if made.get().is_none() && !self.may_begin(family, name, SET) {
+            return;
+        }
         let counters = made.get_or_init(|| {
             let known = self.codes.iter().map(i64::to_string);
             let labels = known.chain(["none".to_owned(), "other".to_owned()]);
@@ -505,6 +576,7 @@ mod tests {
         let names: Vec<_> = names.iter().map(String::as_str).collect();
         let before = |metrics: &Metrics| count(metrics, "kybio_gateway_metrics_series");
         let all = series(&metrics, &names);
+        all.begin();
         // Of callers' signatures and accounts' credential errors, which begin at zero.
         assert_eq!(before(&metrics), Some(53.0));
         metrics.room.set_max(53 + 4 * 10 + 1);

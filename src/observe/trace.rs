@@ -17,6 +17,9 @@ const CLIENT_ID: HeaderName = HeaderName::from_static("x-request-id");
 /// The longest of them that is logged.
 const CLIENT_ID_LENGTH_MAX: usize = 64;
 
+/// Sampled, and chosen at random.
+const KNOWN_FLAGS: u8 = 0b11;
+
 /// A trace's id and its flags.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Trace {
@@ -33,7 +36,9 @@ impl Trace {
             (Some(only), None) => only.to_str().ok(),
             _ => None,
         };
-        only.and_then(Self::parse).unwrap_or(Self {
+        let given = only.and_then(Self::parse);
+        let given = given.filter(|trace| !is_signature(headers, &trace.to_string()));
+        given.unwrap_or(Self {
             id: request.as_u128(),
             flags: 0,
         })
@@ -52,7 +57,8 @@ impl Trace {
         let good = version != 0xff && id != 0 && parent != 0 && !(version == 0 && more);
         good.then_some(Self {
             id,
-            flags: u8::try_from(flags).ok()?,
+            // Of the others nobody knows what they mean.
+            flags: u8::try_from(flags).ok()? & KNOWN_FLAGS,
         })
     }
 
@@ -85,10 +91,21 @@ pub fn client_id(headers: &HeaderMap) -> Option<Box<str>> {
     };
     let id = only.to_str().ok()?;
     let legal = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.:".contains(&byte);
-    // The vendor's keys have some 19 digits; ids without hyphens have 32.
-    let is_key = AppKey::may_be(id) && id.len() < 32;
-    let good = (1..=CLIENT_ID_LENGTH_MAX).contains(&id.len()) && id.bytes().all(legal) && !is_key;
+    // The vendor's keys have some 19 digits. A UUID's last part looks like one, and so does one without hyphens.
+    let is_key =
+        || Uuid::try_parse(id).is_err() && id.split(['-', '_', '.', ':']).any(AppKey::may_be);
+    let good = (1..=CLIENT_ID_LENGTH_MAX).contains(&id.len())
+        && id.bytes().all(legal)
+        && !is_key()
+        && !is_signature(headers, id);
     good.then(|| id.into())
+}
+
+/// What a service signs with that still does is as secret as what is computed here, and 32 hex digits as many ids are.
+fn is_signature(headers: &HeaderMap, id: &str) -> bool {
+    let plain = id.replace('-', "");
+    let mut signatures = headers.get_all("data-signature").iter();
+    signatures.any(|value| value.as_bytes().eq_ignore_ascii_case(plain.as_bytes()))
 }
 
 #[cfg(test)]
@@ -151,6 +168,7 @@ mod tests {
             "a",
             "7f9c-1",
             "0af7651916cd43dd8448eb211c80319c",
+            "01a220b2-8890-7c6b-aa5b-d5dfecacbacb",
             "order_12.3:4",
         ] {
             assert_eq!(of(good).as_deref(), Some(good));
@@ -161,9 +179,34 @@ mod tests {
             "a\"b",
             "7319CanaryKey5520",
             "5829047163829104756",
+            "order:roger1AppKey",
+            "req-5829047163829104756",
+            "5829047163829104756-1",
             &"a".repeat(65),
         ] {
             assert_eq!(of(bad), None, "{bad}");
         }
+    }
+
+    #[test]
+    fn an_id_that_is_the_requests_own_signature_is_none() {
+        let mut headers = HeaderMap::new();
+        let signature = "51EDB2A84DDD5A3238CD1D2E306D83F9";
+        for (name, value) in [
+            ("data-signature", signature.to_owned()),
+            ("x-request-id", signature.to_lowercase()),
+            (
+                "traceparent",
+                format!("00-{}-b7ad6b7169203331-01", signature.to_lowercase()),
+            ),
+        ] {
+            headers.insert(name, HeaderValue::from_str(&value).expect("a value"));
+        }
+        assert_eq!(client_id(&headers), None);
+        let request = Uuid::from_u128(7);
+        assert_eq!(
+            Trace::of(&headers, request).to_string(),
+            format!("{:032x}", 7)
+        );
     }
 }

@@ -182,6 +182,8 @@ impl Server {
             metrics.refusals.with_label_values(&[code]);
         }
         reload::show(&config, &metrics, &admin.usable);
+        proxy.series.begin();
+        proxy.keyring.show(&metrics);
         metrics.reload_successful.set(1);
         let now = clock.since_epoch();
         metrics.reload_success_time.set(now.as_secs_f64());

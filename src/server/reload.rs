@@ -168,7 +168,6 @@ pub(super) fn proxy(
         before.map(|before| &before.keyring),
         is_same,
         clock.since_epoch(),
-        metrics,
     );
     Ok(Arc::new(Proxy {
         callers: Callers::new(config.identities.iter().cloned()),
@@ -494,10 +493,14 @@ impl Reloader {
             let labels = [gone.name.as_str()];
             // It's there only if they ever were.
             let _ = metrics.quota_used_up.remove_label_values(&labels);
+            self.in_force.proxy.latches.hide(&gone.name);
         }
+        before.proxy.series.retire();
         metrics.forget_all_but(&self.in_force.proxy.series);
+        self.in_force.proxy.series.begin();
         let keyring = &self.in_force.proxy.keyring;
         let rotations = keyring.replaces(&before.proxy.keyring, &metrics);
+        keyring.show(&metrics);
         for Rotation {
             account,
             before,

@@ -263,6 +263,10 @@ impl Upstream {
             .with_label_values(&[name])
             .set(connections_max);
         let clock_skew = metrics.clock_skew.with_label_values(&[name]);
+        metrics
+            .clock_skew_max
+            .with_label_values(&[name])
+            .set(settings.clock_skew_max.as_secs_f64());
         Ok(Self {
             series: Arc::new(HostSeries::new(settings.name.clone(), metrics)),
             clock_skew: Skew::new(settings.name.clone(), settings.clock_skew_max, clock_skew),

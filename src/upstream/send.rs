@@ -84,10 +84,10 @@ pub async fn send(
 async fn attempt(pool: &Pool, call: &Call<'_>, deadline: Instant) -> Result<Answer, Error> {
     let request = request(pool, call);
     let upstream = pool.upstream();
-    let began = pool.now();
-    let mut connection = pool.checkout(deadline).await?;
-    let connected = pool.now();
-    upstream.show_phase(Phase::Connect, connected - began);
+    let connecting = Timed::begin(pool, Phase::Connect);
+    let checked_out = pool.checkout(deadline).await;
+    drop(connecting);
+    let mut connection = checked_out?;
     // To connect may have taken all the time there was.
     let unsent = if !(call.wanted)() {
         Some(Error::Unwanted)
@@ -145,7 +145,7 @@ async fn exchange(
     request: Request<Full<Bytes>>,
     reply_bytes_max: usize,
 ) -> Result<Answer, Error> {
-    let (sent, sent_at) = (pool.now(), pool.since_epoch());
+    let (waiting, sent_at) = (Timed::begin(pool, Phase::FirstByte), pool.since_epoch());
     let reply = connection
         .sender
         .try_send_request(request)
@@ -162,18 +162,37 @@ async fn exchange(
                 Error::Broken(error.into_error())
             }
         })?;
+    drop(waiting);
     let (head, body) = reply.into_parts();
-    let (upstream, first) = (pool.upstream(), pool.now());
-    upstream.show_phase(Phase::FirstByte, first - sent);
-    let clock_skew = &upstream.clock_skew;
+    let _reading = Timed::begin(pool, Phase::Rest);
+    let clock_skew = &pool.upstream().clock_skew;
     clock_skew.see(&head.headers, sent_at, pool.since_epoch());
-    let body = whole(body, reply_bytes_max).await?;
-    upstream.show_phase(Phase::Rest, pool.now() - first);
     Ok(Answer {
         status: head.status,
         headers: head.headers,
-        body,
+        body: whole(body, reply_bytes_max).await?,
     })
+}
+
+/// A part of an attempt, whose time is shown when it ends, in whatever way: a host that is given up was slow.
+struct Timed<'a> {
+    pool: &'a Pool,
+    phase: Phase,
+    began: Instant,
+}
+
+impl<'a> Timed<'a> {
+    fn begin(pool: &'a Pool, phase: Phase) -> Self {
+        let began = pool.now();
+        Self { pool, phase, began }
+    }
+}
+
+impl Drop for Timed<'_> {
+    fn drop(&mut self) {
+        let took = self.pool.now() - self.began;
+        self.pool.upstream().show_phase(self.phase, took);
+    }
 }
 
 async fn whole(mut body: Incoming, bytes_max: usize) -> Result<Bytes, Error> {

@@ -1,8 +1,10 @@
 //! Prometheus and Alertmanager themselves, as Debian has them, on ports of their own and with nothing kept.
 
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::sync::{Mutex, mpsc};
 
 use serde_json::Value;
 use tempfile::TempDir;
@@ -71,7 +73,7 @@ impl Prometheus {
              rule_files: [{rules:?}]\n\
              alerting:\n  alertmanagers:\n    - static_configs:\n        - targets: [{:?}]\n\
              scrape_configs:\n  - job_name: kybio-gateway\n    static_configs:\n      - targets: [{:?}]\n",
-            alertmanager.0.address.to_string(),
+            alertmanager.server.address.to_string(),
             target.to_string(),
         );
         let server = Server::start("prometheus", |command, folder, address| {
@@ -125,40 +127,97 @@ impl Prometheus {
     }
 }
 
-/// One that is told of alerts.
-pub struct Alertmanager(Server);
+/// One that is told of alerts, and tells us.
+pub struct Alertmanager {
+    server: Server,
+    told: mpsc::Receiver<Value>,
+    all: Mutex<Vec<Value>>,
+}
 
 impl Alertmanager {
     pub async fn start() -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let url = format!("http://{}/", listener.local_addr().unwrap());
+        let (tell, told) = mpsc::channel();
+        std::thread::spawn(move || {
+            for stream in listener.incoming() {
+                let Some(notice) = stream.ok().and_then(hook) else {
+                    continue;
+                };
+                if tell.send(notice).is_err() {
+                    return;
+                }
+            }
+        });
+        let config = format!(
+            "route:\n  receiver: us\n  group_by: [alertname]\n  group_wait: 0s\n  group_interval: 1s\n\
+             receivers:\n  - name: us\n    webhook_configs:\n      - url: {url}\n        send_resolved: false\n"
+        );
         let server = Server::start("prometheus-alertmanager", |command, folder, address| {
-            let config = "route:\n  receiver: nobody\nreceivers:\n  - name: nobody\n";
-            tools::write(&folder.join("alertmanager.yml"), config, 0o644);
+            tools::write(&folder.join("alertmanager.yml"), &config, 0o644);
             command
                 .arg("--config.file=alertmanager.yml")
                 .arg("--storage.path=data")
                 .arg("--cluster.listen-address=")
                 .arg(format!("--web.listen-address={address}"));
         });
-        Self(server.await)
-    }
-
-    /// Waits for an alert of this name, and returns all of that name.
-    pub async fn alerts(&self, name: &str) -> Vec<Value> {
-        let patience = Instant::now() + PATIENCE;
-        loop {
-            let (_, text) = client::get(self.0.address, "/api/v2/alerts").await;
-            let all: Vec<Value> = serde_json::from_str(&text).unwrap();
-            let named: Vec<_> = all
-                .iter()
-                .filter(|alert| alert["labels"]["alertname"] == name)
-                .cloned()
-                .collect();
-            if !named.is_empty() {
-                return named;
-            }
-            assert!(Instant::now() < patience, "{name}: {text}");
+        Self {
+            server: server.await,
+            told,
+            all: Mutex::default(),
         }
     }
+
+    /// Waits for the first word on an alert.
+    pub async fn told(&self, name: &str) -> Value {
+        let patience = Instant::now() + PATIENCE;
+        loop {
+            self.hear();
+            let all = self.all.lock().unwrap().clone();
+            let mut all = all.into_iter();
+            if let Some(found) = all.find(|told| told["groupLabels"]["alertname"] == name) {
+                return found;
+            }
+            assert!(Instant::now() < patience, "{name}");
+            tokio::task::yield_now().await;
+        }
+    }
+
+    /// How many words there were on it so far.
+    pub fn times(&self, name: &str) -> usize {
+        self.hear();
+        let all = self.all.lock().unwrap();
+        all.iter()
+            .filter(|told| told["groupLabels"]["alertname"] == name)
+            .count()
+    }
+
+    fn hear(&self) {
+        self.all.lock().unwrap().extend(self.told.try_iter());
+    }
+}
+
+/// What somebody posts, who is told that it was taken.
+fn hook(stream: std::net::TcpStream) -> Option<Value> {
+    let mut reader = BufReader::new(stream);
+    let mut length = 0;
+    loop {
+        let mut line = String::new();
+        reader.read_line(&mut line).ok()?;
+        if line.trim().is_empty() {
+            break;
+        }
+        if let Some((name, value)) = line.split_once(':')
+            && name.eq_ignore_ascii_case("content-length")
+        {
+            length = value.trim().parse().ok()?;
+        }
+    }
+    let mut body = vec![0; length];
+    reader.read_exact(&mut body).ok()?;
+    let answer = b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\nconnection: close\r\n\r\n";
+    reader.get_mut().write_all(answer).ok()?;
+    serde_json::from_slice(&body).ok()
 }
 
 fn escaped(text: &str) -> String {
