@@ -40,6 +40,13 @@ pub struct Metrics {
     /// Lines of the log that were known to be dropped at the last scrape.
     log_seen: AtomicUsize,
 
+    // -- series of names
+    /// Series of configured names: operations, callers, accounts; each bucket of a histogram counts.
+    pub series: IntGauge,
+    /// Names, each with a family of its own, that are folded into other now, because there are metrics.series_max series.
+    pub folded: IntGauge,
+    /// How often series were folded into other, or would have been again after a reload.
+    pub series_folded: IntCounter,
     // -- requests
     /// Requests, by operation (canonical name; none: not one that the caller may call) and by what happened to the call.
     pub requests: IntCounterVec,
@@ -174,12 +181,6 @@ pub struct Metrics {
     pub build_info: IntGaugeVec,
     /// Lines of the log that nobody took in time: a slow reader of standard error doesn't hold up calls.
     pub log_dropped: IntCounter,
-    /// Series of configured names: operations, callers, accounts; each bucket of a histogram counts.
-    pub series: IntGauge,
-    /// Names, each with a family of its own, that are folded into other now, because there are metrics.series_max series.
-    pub folded: IntGauge,
-    /// How often series were folded into other, or would have been again after a reload.
-    pub series_folded: IntCounter,
 }
 
 /// Why a TLS handshake with a caller failed: a closed set (the reasons that the library can tell apart).
@@ -293,322 +294,86 @@ impl Metrics {
     #[must_use]
     pub fn new() -> Self {
         let mut make = Families::default();
-        let requests = make.counters("kybio_gateway_requests_total", "Requests, by operation (canonical name; none: not one that the caller may call) and by what happened to the call.", &["operation", "outcome"]);
-        let caller_requests = make.counters(
-            "kybio_gateway_caller_requests_total",
-            "Requests, by caller and by what happened to the call.",
-            &["caller", "outcome"],
-        );
-        let account_requests = make.counters(
-            "kybio_gateway_account_requests_total",
-            "Requests, by account and by what happened to the call.",
-            &["account", "outcome"],
-        );
-        let request_seconds = make.histograms(
-            "kybio_gateway_request_duration_seconds",
-            "Time from a request's head to its answer, by operation and outcome.",
-            &["operation", "outcome"],
-            &REQUEST_BUCKETS,
-        );
-        let overhead_seconds = make.histogram("kybio_gateway_overhead_seconds", "What of a forwarded request's time the gateway itself took: all but waiting for the body, for a turn and for the upstream.", &OVERHEAD_BUCKETS);
-        let request_bytes = make.histogram(
-            "kybio_gateway_request_body_bytes",
-            "Sizes of callers' bodies, of requests that were read.",
-            &SIZE_BUCKETS,
-        );
-        let reply_bytes = make.histogram(
-            "kybio_gateway_reply_body_bytes",
-            "Sizes of the bodies that callers were answered with.",
-            &SIZE_BUCKETS,
-        );
-        let refusals = make.counters(
-            "kybio_gateway_refusals_total",
-            "Answers that the gateway made itself, by the code they carry.",
-            &["code"],
-        );
-        let unknown_outcomes = make.counters("kybio_gateway_unknown_outcomes_total", "Calls that may have left and brought no trustworthy answer, by the operation's class. Of any class but read somebody must look up what happened.", &["class"]);
-        let failures = make.counters("kybio_gateway_failures_total", "Calls that callers may make and that failed: not KYBIO's word, nor the caller's fault, but by the way to KYBIO (the result of the last attempt), its host or the gateway's own limits; whether or not the caller still waited.", &["reason"]);
-        let late_verdicts = make.counters(
-            "kybio_gateway_late_verdicts_total",
-            "Calls whose caller had gone before the answer came, by what happened to them.",
-            &["outcome"],
-        );
-        let caller_signatures = make.counters("kybio_gateway_caller_signatures_total", "Calls that may have left, by what the caller's own signature is: match (signed with the account's key: the caller still holds it), mismatch (with something else), absent.", &["caller", "result"]);
-        let requests_active = make.gauge(
-            "kybio_gateway_requests_active",
-            "Requests between head and answer.",
-        );
-        let bodies_bytes = make.gauge(
-            "kybio_gateway_bodies_bytes",
-            "What callers' bodies that don't come in one piece take of the memory now.",
-        );
-        let bodies_bytes_max = make.gauge(
-            "kybio_gateway_bodies_bytes_max",
-            "What they may take (listener.bodies_bytes_max).",
-        );
-        let account_answers = make.counters("kybio_gateway_account_answers_total", "KYBIO's answers, by account and errorCode (none: success or no code; other: not in the catalogue).", &["account", "error_code"]);
-        let operation_answers = make.counters("kybio_gateway_operation_answers_total", "KYBIO's answers, by operation and errorCode (none: success or no code; other: not in the catalogue).", &["operation", "error_code"]);
-        let account_credential_errors = make.counters(
-            "kybio_gateway_account_credential_errors_total",
-            "KYBIO's answers that say that it doesn't take the account's appId or signature.",
-            &["account"],
-        );
-        let quota_used_up = make.gauges(
-            "kybio_gateway_account_quota_used_up",
-            "1 while the account's calls for the day are used up and its calls are refused here.",
-            &["account"],
-        );
-        let account_keys_taken = make.fractional_gauges("kybio_gateway_account_key_taken_timestamp_seconds", "When the key that the account's calls are signed with was read first, in Unix time, by the key's fingerprint.", &["account", "fingerprint"]);
-        let account_keys_accepted = make.gauges("kybio_gateway_account_key_accepted", "1 once KYBIO has answered a call signed with this key with success, since this process started.", &["account", "fingerprint"]);
-        let accounts = make.gauge("kybio_gateway_accounts", "Accounts that are configured.");
-        let accounts_disabled = make.gauge(
-            "kybio_gateway_accounts_disabled",
-            "Accounts that can't be used because of their key.",
-        );
-        let accounts_keeping_key = make.gauge("kybio_gateway_accounts_keeping_key", "Accounts that go on with the key they had, because their key file can't be used any more.");
-        let reload_successful = make.gauge("kybio_gateway_config_last_reload_successful", "1 if the configuration in force is the one that is written; 0 if what is written was refused.");
-        let reload_success_time = make.fractional_gauge(
-            "kybio_gateway_config_last_reload_success_timestamp_seconds",
-            "When what is written was last found good, at start or by a reload, in Unix time.",
-        );
-        let reloads = make.counters(
-            "kybio_gateway_config_reloads_total",
-            "Reloads, by what came of them.",
-            &["result"],
-        );
-        let certificate_ends = make.fractional_gauges("kybio_gateway_certificate_end_timestamp_seconds", "When the first of what a key of the configuration names ends, in Unix time: certificate, client_ca, client_crl of the listener.", &["of"]);
-        let attempts = make.counters(
-            "kybio_gateway_attempts_total",
-            "Attempts at an upstream, by result.",
-            &["upstream", "result"],
-        );
-        let attempt_seconds = make.histograms(
-            "kybio_gateway_attempt_duration_seconds",
-            "Time of an attempt, from asking for a connection to the reply's last byte.",
-            &["upstream"],
-            &REQUEST_BUCKETS,
-        );
-        let phase_seconds = make.histograms("kybio_gateway_attempt_phase_duration_seconds", "Time of the parts of an attempt: connect (until there is a connection, kept or new), first-byte (until the reply's head), rest (until its last byte). A part in which an attempt failed counts as long as it took.", &["upstream", "phase"], &REQUEST_BUCKETS);
-        let retries = make.counters(
-            "kybio_gateway_retries_total",
-            "Attempts after the first, by the result of the one before.",
-            &["upstream", "reason"],
-        );
-        let retry_budget_refusals = make.counters(
-            "kybio_gateway_retry_budget_refusals_total",
-            "Retries that weren't made because the upstream's retry budget was spent.",
-            &["upstream"],
-        );
-        let in_flight = make.gauges(
-            "kybio_gateway_upstream_in_flight",
-            "Calls under way.",
-            &["upstream"],
-        );
-        let in_flight_max = make.gauges(
-            "kybio_gateway_upstream_in_flight_max",
-            "Calls that may be under way at a time (in_flight_max).",
-            &["upstream"],
-        );
-        let queued = make.gauges(
-            "kybio_gateway_upstream_queued",
-            "Calls that wait for their turn.",
-            &["upstream"],
-        );
-        let queue_max = make.gauges(
-            "kybio_gateway_upstream_queue_max",
-            "Calls that may wait (queue_max).",
-            &["upstream"],
-        );
-        let breaker_state = make.gauges("kybio_gateway_upstream_breaker_state", "0: calls pass. 1: one at a time tries whether the host is well. 2: the host is held to be down, and calls are refused.", &["upstream"]);
-        let breaker_opens = make.counters(
-            "kybio_gateway_upstream_breaker_opens_total",
-            "How often a host came to be held to be down.",
-            &["upstream"],
-        );
-        let breaker_probes = make.counters(
-            "kybio_gateway_upstream_breaker_probes_total",
-            "TCP and TLS handshakes that looked whether a host is back, by result.",
-            &["upstream", "result"],
-        );
-        let upstream_connections = make.gauges(
-            "kybio_gateway_upstream_connections",
-            "Open connections to an upstream.",
-            &["upstream"],
-        );
-        let upstream_connections_idle = make.gauges(
-            "kybio_gateway_upstream_connections_idle",
-            "Those of them that wait for a call.",
-            &["upstream"],
-        );
-        let upstream_connections_max = make.gauges(
-            "kybio_gateway_upstream_connections_max",
-            "Connections that there may be (connections_max).",
-            &["upstream"],
-        );
-        let upstream_opened = make.counters(
-            "kybio_gateway_upstream_connections_opened_total",
-            "Connections opened to an upstream.",
-            &["upstream"],
-        );
-        let upstream_reused = make.counters(
-            "kybio_gateway_upstream_connections_reused_total",
-            "Attempts that found a connection open.",
-            &["upstream"],
-        );
-        let upstream_connection_ages = make.histograms(
-            "kybio_gateway_upstream_connection_age_seconds",
-            "How old connections to an upstream were when they ended.",
-            &["upstream"],
-            &AGE_BUCKETS,
-        );
-        let upstream_handshakes = make.counters(
-            "kybio_gateway_upstream_tls_handshakes_total",
-            "Completed TLS handshakes with an upstream: full, or resumed from a session of before.",
-            &["upstream", "kind"],
-        );
-        let clock_skew_max = make.fractional_gauges(
-            "kybio_gateway_upstream_clock_skew_max_seconds",
-            "How far apart they may be before that's worth a word (clock_skew_max).",
-            &["upstream"],
-        );
-        let clock_skew = make.fractional_gauges("kybio_gateway_upstream_clock_skew_seconds", "How far this machine's clock is behind the host's, by the Date of its answers (whole seconds) and the middle of their time; negative if it's ahead.", &["upstream"]);
-        let downstream_connections = make.gauge(
-            "kybio_gateway_downstream_connections",
-            "Open connections from callers, handshakes included.",
-        );
-        let downstream_connections_busy = make.gauge(
-            "kybio_gateway_downstream_connections_busy",
-            "Those of them with a request under way.",
-        );
-        let downstream_connections_max = make.gauge(
-            "kybio_gateway_downstream_connections_max",
-            "Connections that there may be (listener.connections_max).",
-        );
-        let downstream_accepted = make.counter(
-            "kybio_gateway_downstream_connections_accepted_total",
-            "Connections taken from callers.",
-        );
-        let downstream_refused = make.counters("kybio_gateway_downstream_connections_refused_total", "Connections that weren't served because their address or caller had as many as it may have.", &["limit"]);
-        let downstream_full = make.counter("kybio_gateway_downstream_connections_full_total", "How often the limit on all connections was reached, so that the next one had to wait in the kernel's queue.");
-        let downstream_timeouts = make.counters(
-            "kybio_gateway_downstream_timeouts_total",
-            "Connections from callers that a clock of ours closed.",
-            &["clock"],
-        );
-        let downstream_malformed = make.counter(
-            "kybio_gateway_downstream_malformed_total",
-            "Requests so malformed that they were refused before they were requests.",
-        );
-        let downstream_floods = make.counters("kybio_gateway_downstream_floods_total", "HTTP/2 connections that were ended because they sent more frames of a kind than any client needs.", &["frame"]);
-        let downstream_closed_by_reload = make.counters(
-            "kybio_gateway_downstream_closed_by_reload_total",
-            "Connections that ended because their caller wouldn't be let in any more, by reason.",
-            &["reason"],
-        );
-        let accept_errors = make.counter(
-            "kybio_gateway_accept_errors_total",
-            "Connections that couldn't be taken, mostly for want of descriptors.",
-        );
-        let handshakes = make.counters(
-            "kybio_gateway_tls_handshakes_total",
-            "Completed TLS handshakes with callers: full, or resumed from a session of before.",
-            &["kind"],
-        );
-        let handshake_failures = make.counters(
-            "kybio_gateway_tls_handshake_failures_total",
-            "Failed TLS handshakes with callers, by reason.",
-            &["reason"],
-        );
-        let build_info = make.gauges(
-            "kybio_gateway_build_info",
-            "1, with the version as label.",
-            &["version"],
-        );
-        let log_dropped = make.counter("kybio_gateway_log_lines_dropped_total", "Lines of the log that nobody took in time: a slow reader of standard error doesn't hold up calls.");
         let series = make.gauge("kybio_gateway_metrics_series", "Series of configured names: operations, callers, accounts; each bucket of a histogram counts.");
         let folded = make.gauge("kybio_gateway_metrics_folded", "Names, each with a family of its own, that are folded into other now, because there are metrics.series_max series.");
         let series_folded = make.counter(
             "kybio_gateway_metrics_series_folded_total",
             "How often series were folded into other, or would have been again after a reload.",
         );
-        let process = Process::new(&mut make);
-        let Families {
-            registry,
-            described,
-        } = make;
         let metrics = Self {
-            registry,
-            described,
-            process,
-            log_seen: AtomicUsize::new(0),
             room: Room::new(series.clone(), folded.clone(), series_folded.clone()),
-            requests,
-            caller_requests,
-            account_requests,
-            request_seconds,
-            overhead_seconds,
-            request_bytes,
-            reply_bytes,
-            refusals,
-            unknown_outcomes,
-            failures,
-            late_verdicts,
-            caller_signatures,
-            requests_active,
-            bodies_bytes,
-            bodies_bytes_max,
-            account_answers,
-            operation_answers,
-            account_credential_errors,
-            quota_used_up,
-            account_keys_taken,
-            account_keys_accepted,
-            accounts,
-            accounts_disabled,
-            accounts_keeping_key,
-            reload_successful,
-            reload_success_time,
-            reloads,
-            certificate_ends,
-            attempts,
-            attempt_seconds,
-            phase_seconds,
-            retries,
-            retry_budget_refusals,
-            in_flight,
-            in_flight_max,
-            queued,
-            queue_max,
-            breaker_state,
-            breaker_opens,
-            breaker_probes,
-            upstream_connections,
-            upstream_connections_idle,
-            upstream_connections_max,
-            upstream_opened,
-            upstream_reused,
-            upstream_connection_ages,
-            upstream_handshakes,
-            clock_skew_max,
-            clock_skew,
-            downstream_connections,
-            downstream_connections_busy,
-            downstream_connections_max,
-            downstream_accepted,
-            downstream_refused,
-            downstream_full,
-            downstream_timeouts,
-            downstream_malformed,
-            downstream_floods,
-            downstream_closed_by_reload,
-            accept_errors,
-            handshakes,
-            handshake_failures,
-            build_info,
-            log_dropped,
+            log_seen: AtomicUsize::new(0),
             series,
             folded,
             series_folded,
+            requests: make.counters("kybio_gateway_requests_total", "Requests, by operation (canonical name; none: not one that the caller may call) and by what happened to the call.", &["operation", "outcome"]),
+            caller_requests: make.counters("kybio_gateway_caller_requests_total", "Requests, by caller and by what happened to the call.", &["caller", "outcome"]),
+            account_requests: make.counters("kybio_gateway_account_requests_total", "Requests, by account and by what happened to the call.", &["account", "outcome"]),
+            request_seconds: make.histograms("kybio_gateway_request_duration_seconds", "Time from a request's head to its answer, by operation and outcome.", &["operation", "outcome"], &REQUEST_BUCKETS),
+            overhead_seconds: make.histogram("kybio_gateway_overhead_seconds", "What of a forwarded request's time the gateway itself took: all but waiting for the body, for a turn and for the upstream.", &OVERHEAD_BUCKETS),
+            request_bytes: make.histogram("kybio_gateway_request_body_bytes", "Sizes of callers' bodies, of requests that were read.", &SIZE_BUCKETS),
+            reply_bytes: make.histogram("kybio_gateway_reply_body_bytes", "Sizes of the bodies that callers were answered with.", &SIZE_BUCKETS),
+            refusals: make.counters("kybio_gateway_refusals_total", "Answers that the gateway made itself, by the code they carry.", &["code"]),
+            unknown_outcomes: make.counters("kybio_gateway_unknown_outcomes_total", "Calls that may have left and brought no trustworthy answer, by the operation's class. Of any class but read somebody must look up what happened.", &["class"]),
+            failures: make.counters("kybio_gateway_failures_total", "Calls that callers may make and that failed: not KYBIO's word, nor the caller's fault, but by the way to KYBIO (the result of the last attempt), its host or the gateway's own limits; whether or not the caller still waited.", &["reason"]),
+            late_verdicts: make.counters("kybio_gateway_late_verdicts_total", "Calls whose caller had gone before the answer came, by what happened to them.", &["outcome"]),
+            caller_signatures: make.counters("kybio_gateway_caller_signatures_total", "Calls that may have left, by what the caller's own signature is: match (signed with the account's key: the caller still holds it), mismatch (with something else), absent.", &["caller", "result"]),
+            requests_active: make.gauge("kybio_gateway_requests_active", "Requests between head and answer."),
+            bodies_bytes: make.gauge("kybio_gateway_bodies_bytes", "What callers' bodies that don't come in one piece take of the memory now."),
+            bodies_bytes_max: make.gauge("kybio_gateway_bodies_bytes_max", "What they may take (listener.bodies_bytes_max)."),
+            account_answers: make.counters("kybio_gateway_account_answers_total", "KYBIO's answers, by account and errorCode (none: success or no code; other: not in the catalogue).", &["account", "error_code"]),
+            operation_answers: make.counters("kybio_gateway_operation_answers_total", "KYBIO's answers, by operation and errorCode (none: success or no code; other: not in the catalogue).", &["operation", "error_code"]),
+            account_credential_errors: make.counters("kybio_gateway_account_credential_errors_total", "KYBIO's answers that say that it doesn't take the account's appId or signature.", &["account"]),
+            quota_used_up: make.gauges("kybio_gateway_account_quota_used_up", "1 while the account's calls for the day are used up and its calls are refused here.", &["account"]),
+            account_keys_taken: make.fractional_gauges("kybio_gateway_account_key_taken_timestamp_seconds", "When the key that the account's calls are signed with was read first, in Unix time, by the key's fingerprint.", &["account", "fingerprint"]),
+            account_keys_accepted: make.gauges("kybio_gateway_account_key_accepted", "1 once KYBIO has answered a call signed with this key with success, since this process started.", &["account", "fingerprint"]),
+            accounts: make.gauge("kybio_gateway_accounts", "Accounts that are configured."),
+            accounts_disabled: make.gauge("kybio_gateway_accounts_disabled", "Accounts that can't be used because of their key."),
+            accounts_keeping_key: make.gauge("kybio_gateway_accounts_keeping_key", "Accounts that go on with the key they had, because their key file can't be used any more."),
+            reload_successful: make.gauge("kybio_gateway_config_last_reload_successful", "1 if the configuration in force is the one that is written; 0 if what is written was refused."),
+            reload_success_time: make.fractional_gauge("kybio_gateway_config_last_reload_success_timestamp_seconds", "When what is written was last found good, at start or by a reload, in Unix time."),
+            reloads: make.counters("kybio_gateway_config_reloads_total", "Reloads, by what came of them.", &["result"]),
+            certificate_ends: make.fractional_gauges("kybio_gateway_certificate_end_timestamp_seconds", "When the first of what a key of the configuration names ends, in Unix time: certificate, client_ca, client_crl of the listener.", &["of"]),
+            attempts: make.counters("kybio_gateway_attempts_total", "Attempts at an upstream, by result.", &["upstream", "result"]),
+            attempt_seconds: make.histograms("kybio_gateway_attempt_duration_seconds", "Time of an attempt, from asking for a connection to the reply's last byte.", &["upstream"], &REQUEST_BUCKETS),
+            phase_seconds: make.histograms("kybio_gateway_attempt_phase_duration_seconds", "Time of the parts of an attempt: connect (until there is a connection, kept or new), first-byte (until the reply's head), rest (until its last byte). A part in which an attempt failed counts as long as it took.", &["upstream", "phase"], &REQUEST_BUCKETS),
+            retries: make.counters("kybio_gateway_retries_total", "Attempts after the first, by the result of the one before.", &["upstream", "reason"]),
+            retry_budget_refusals: make.counters("kybio_gateway_retry_budget_refusals_total", "Retries that weren't made because the upstream's retry budget was spent.", &["upstream"]),
+            in_flight: make.gauges("kybio_gateway_upstream_in_flight", "Calls under way.", &["upstream"]),
+            in_flight_max: make.gauges("kybio_gateway_upstream_in_flight_max", "Calls that may be under way at a time (in_flight_max).", &["upstream"]),
+            queued: make.gauges("kybio_gateway_upstream_queued", "Calls that wait for their turn.", &["upstream"]),
+            queue_max: make.gauges("kybio_gateway_upstream_queue_max", "Calls that may wait (queue_max).", &["upstream"]),
+            breaker_state: make.gauges("kybio_gateway_upstream_breaker_state", "0: calls pass. 1: one at a time tries whether the host is well. 2: the host is held to be down, and calls are refused.", &["upstream"]),
+            breaker_opens: make.counters("kybio_gateway_upstream_breaker_opens_total", "How often a host came to be held to be down.", &["upstream"]),
+            breaker_probes: make.counters("kybio_gateway_upstream_breaker_probes_total", "TCP and TLS handshakes that looked whether a host is back, by result.", &["upstream", "result"]),
+            upstream_connections: make.gauges("kybio_gateway_upstream_connections", "Open connections to an upstream.", &["upstream"]),
+            upstream_connections_idle: make.gauges("kybio_gateway_upstream_connections_idle", "Those of them that wait for a call.", &["upstream"]),
+            upstream_connections_max: make.gauges("kybio_gateway_upstream_connections_max", "Connections that there may be (connections_max).", &["upstream"]),
+            upstream_opened: make.counters("kybio_gateway_upstream_connections_opened_total", "Connections opened to an upstream.", &["upstream"]),
+            upstream_reused: make.counters("kybio_gateway_upstream_connections_reused_total", "Attempts that found a connection open.", &["upstream"]),
+            upstream_connection_ages: make.histograms("kybio_gateway_upstream_connection_age_seconds", "How old connections to an upstream were when they ended.", &["upstream"], &AGE_BUCKETS),
+            upstream_handshakes: make.counters("kybio_gateway_upstream_tls_handshakes_total", "Completed TLS handshakes with an upstream: full, or resumed from a session of before.", &["upstream", "kind"]),
+            clock_skew_max: make.fractional_gauges("kybio_gateway_upstream_clock_skew_max_seconds", "How far apart they may be before that's worth a word (clock_skew_max).", &["upstream"]),
+            clock_skew: make.fractional_gauges("kybio_gateway_upstream_clock_skew_seconds", "How far this machine's clock is behind the host's, by the Date of its answers (whole seconds) and the middle of their time; negative if it's ahead.", &["upstream"]),
+            downstream_connections: make.gauge("kybio_gateway_downstream_connections", "Open connections from callers, handshakes included."),
+            downstream_connections_busy: make.gauge("kybio_gateway_downstream_connections_busy", "Those of them with a request under way."),
+            downstream_connections_max: make.gauge("kybio_gateway_downstream_connections_max", "Connections that there may be (listener.connections_max)."),
+            downstream_accepted: make.counter("kybio_gateway_downstream_connections_accepted_total", "Connections taken from callers."),
+            downstream_refused: make.counters("kybio_gateway_downstream_connections_refused_total", "Connections that weren't served because their address or caller had as many as it may have.", &["limit"]),
+            downstream_full: make.counter("kybio_gateway_downstream_connections_full_total", "How often the limit on all connections was reached, so that the next one had to wait in the kernel's queue."),
+            downstream_timeouts: make.counters("kybio_gateway_downstream_timeouts_total", "Connections from callers that a clock of ours closed.", &["clock"]),
+            downstream_malformed: make.counter("kybio_gateway_downstream_malformed_total", "Requests so malformed that they were refused before they were requests."),
+            downstream_floods: make.counters("kybio_gateway_downstream_floods_total", "HTTP/2 connections that were ended because they sent more frames of a kind than any client needs.", &["frame"]),
+            downstream_closed_by_reload: make.counters("kybio_gateway_downstream_closed_by_reload_total", "Connections that ended because their caller wouldn't be let in any more, by reason.", &["reason"]),
+            accept_errors: make.counter("kybio_gateway_accept_errors_total", "Connections that couldn't be taken, mostly for want of descriptors."),
+            handshakes: make.counters("kybio_gateway_tls_handshakes_total", "Completed TLS handshakes with callers: full, or resumed from a session of before.", &["kind"]),
+            handshake_failures: make.counters("kybio_gateway_tls_handshake_failures_total", "Failed TLS handshakes with callers, by reason.", &["reason"]),
+            build_info: make.gauges("kybio_gateway_build_info", "1, with the version as label.", &["version"]),
+            log_dropped: make.counter("kybio_gateway_log_lines_dropped_total", "Lines of the log that nobody took in time: a slow reader of standard error doesn't hold up calls."),
+            process: Process::new(&mut make),
+            // Last: now all have been made.
+            registry: make.registry,
+            described: make.described,
         };
         metrics.begin();
         metrics
