@@ -4,10 +4,9 @@ use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::fmt::Write;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use bytes::Bytes;
 use http::HeaderValue;
 use http::Method;
@@ -48,8 +47,8 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 pub struct Admin {
     /// For `/metrics`.
     pub metrics: Arc<Metrics>,
-    /// For `/readyz`: at least one account can be used.
-    pub usable: Arc<AtomicBool>,
+    /// For `/readyz`.
+    pub standing: Arc<Standing>,
     /// For `/readyz`: not ready once this is cancelled.
     pub draining: CancellationToken,
     /// For `/metrics`: lines of the log that were dropped.
@@ -136,77 +135,110 @@ impl Admin {
 
     /// Whether it takes requests, and in words why not, or each check.
     fn readiness(&self, verbose: bool) -> (bool, String) {
-        let metrics = &self.metrics;
-        let (accounts, disabled) = (metrics.accounts.get(), metrics.accounts_disabled.get());
-        let now = self.clock.since_epoch().as_secs_f64();
-        // Without TLS there's none.
-        let left = metrics.certificate_end().map(|ends| ends - now);
+        let standing = self.standing.0.load();
+        let now = self.clock.since_epoch();
+        let draining = self.draining.is_cancelled();
+        let as_written = self.metrics.reload_successful.get() == 1;
         let checks = [
             Check {
                 name: "not draining",
-                // What comes after the end of the drain isn't taken.
-                good: !self.draining.is_cancelled(),
-                // One word, as it always was.
-                fault: "draining",
-                detail: String::new(),
+                fault: draining.then_some("draining"),
+                detail: "new connections are taken".to_owned(),
             },
             Check {
                 name: "accounts",
-                good: self.usable.load(Ordering::Acquire),
-                fault: "no account has a usable key",
-                detail: format!("{} of {accounts} have a usable key", accounts - disabled),
-            },
-            Check {
-                name: "certificate",
-                good: left.is_none_or(|left| left > 0.0),
-                fault: "the listener's certificate, or one of its chain, has ended",
-                detail: left.map_or_else(
-                    || "none is needed".to_owned(),
-                    |left| format!("ends in {:.1} days", left / 86_400.0),
+                fault: (standing.usable == 0).then_some("no account has a usable key"),
+                detail: format!(
+                    "{} of {} have a usable key",
+                    standing.usable, standing.accounts
                 ),
             },
+            ending(
+                "certificate",
+                standing.certificate_ends,
+                now,
+                "the listener's certificate, or one of its chain, has ended",
+            ),
+            ending(
+                "callers' authorities",
+                standing.authorities_end,
+                now,
+                "all that client_ca names have ended",
+            ),
             Check {
-                // There's always one in force; that what is written is another isn't a reason to be taken out of service.
+                // There's always one in force. That what is written is another is no reason to take the gateway away.
                 name: "configuration",
-                good: true,
-                fault: "",
-                detail: if metrics.reload_successful.get() == 1 {
+                fault: None,
+                detail: if as_written {
                     "what is written is in force".to_owned()
                 } else {
                     "an earlier one is in force: what is written was refused".to_owned()
                 },
             },
         ];
-        let failed = checks.iter().find(|check| !check.good);
+        let failed = checks.iter().find_map(|check| check.fault);
         let ready = failed.is_none();
         if !verbose {
-            let word = failed.map_or("ok", |check| check.fault);
-            return (ready, format!("{word}\n"));
+            return (ready, format!("{}\n", failed.unwrap_or("ok")));
         }
         let mut text = String::new();
-        for check in &checks {
-            let mark = if check.good { "[+]" } else { "[-]" };
-            let _ = write!(text, "{mark} {}", check.name);
-            let detail = if check.good {
-                &*check.detail
-            } else {
-                check.fault
-            };
-            if !detail.is_empty() {
-                let _ = write!(text, ": {detail}");
-            }
-            text.push('\n');
+        for Check {
+            name,
+            fault,
+            detail,
+        } in &checks
+        {
+            let (mark, words) = fault.map_or(("[+]", &**detail), |fault| ("[-]", fault));
+            // Writing to a text doesn't fail.
+            let _ = writeln!(text, "{mark} {name}: {words}");
         }
         text.push_str(if ready { "ready\n" } else { "not ready\n" });
         (ready, text)
     }
 }
 
+/// What readiness knows of the configuration in force.
+#[derive(Debug, Default)]
+pub struct Standing(ArcSwap<Facts>);
+
+/// Of a configuration.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Facts {
+    /// How many accounts there are.
+    pub accounts: usize,
+    /// Of them, those with a usable key.
+    pub usable: usize,
+    /// When the listener's certificate ends, or the first of its chain, in wall time since 1970-01-01 UTC; `None` without TLS.
+    pub certificate_ends: Option<Duration>,
+    /// When the last of callers' authorities does.
+    pub authorities_end: Option<Duration>,
+}
+
+impl Standing {
+    /// It's another one now.
+    pub fn set(&self, facts: Facts) {
+        self.0.store(Arc::new(facts));
+    }
+}
+
+/// That something hasn't ended.
+fn ending(name: &'static str, ends: Option<Duration>, now: Duration, fault: &'static str) -> Check {
+    let left = ends.map(|ends| ends.saturating_sub(now));
+    Check {
+        name,
+        fault: left.is_some_and(|left| left.is_zero()).then_some(fault),
+        detail: left.map_or_else(
+            || "none is needed".to_owned(),
+            |left| format!("ends in {:.1} days", left.as_secs_f64() / 86_400.0),
+        ),
+    }
+}
+
 /// One thing that must be so for the gateway to take requests.
 struct Check {
     name: &'static str,
-    good: bool,
-    fault: &'static str,
+    /// Why it isn't so.
+    fault: Option<&'static str>,
     detail: String,
 }
 

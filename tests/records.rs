@@ -174,7 +174,8 @@ async fn readiness_says_what_it_looks_at() {
     let (status, text) = verbose().await;
     assert_eq!(status, 200);
     for words in [
-        "[+] not draining\n",
+        "[+] not draining: ",
+        "[+] callers' authorities: ends in ",
         "[+] accounts: 1 of 2 have a usable key\n",
         "[+] certificate: ends in ",
         "[+] configuration: what is written is in force\n",
@@ -199,37 +200,48 @@ async fn readiness_says_what_it_looks_at() {
         .await;
 }
 
-/// A gateway whose own certificate has ended can't be connected to.
+/// A gateway whose own certificate has ended can't be connected to, and once callers' authorities have, nobody is let in.
 #[tokio::test]
-async fn a_certificate_that_has_ended_is_not_ready() {
+async fn once_certificates_have_ended_it_is_not_ready() {
+    let until = OffsetDateTime::now_utc() + time::Duration::seconds(3);
     let pki = Pki::new();
-    let setup = Setup::new(&pki, None);
-    let until = OffsetDateTime::now_utc() + time::Duration::seconds(2);
-    let pair = pki.issue(&Wanted {
+    let wanted = Wanted {
         dns: &["gateway.test"],
         until,
         usage: rcgen::ExtendedKeyUsagePurpose::ServerAuth,
         ..Wanted::default()
+    };
+    let own = Setup::new(&pki, None);
+    let pair = pki.issue(&wanted);
+    tools::write(&own.path("gateway.pem"), &pair.certificate, 0o644);
+    tools::write(&own.path("gateway.key"), &pair.key, 0o600);
+    let callers = Setup::new(&pki, None);
+    let authority = Pki::self_signed(&Wanted {
+        is_ca: true,
+        ..wanted
     });
-    tools::write(&setup.path("gateway.pem"), &pair.certificate, 0o644);
-    tools::write(&setup.path("gateway.key"), &pair.key, 0o600);
-    let gateway = setup.start().await;
-    let ends = "kybio_gateway_certificate_end_timestamp_seconds{of=\"certificate\"}";
-    assert_eq!(gateway.metric(ends).await, until.unix_timestamp() as f64);
-    assert!(
-        gateway
-            .metric("kybio_gateway_certificate_end_timestamp_seconds{of=\"client_ca\"}")
-            .await
-            > 4e9
+    tools::write(
+        &callers.path("callers-ca.pem"),
+        &authority.certificate,
+        0o644,
     );
+    let gateways = [
+        (own.start().await, "certificate", "certificate"),
+        (callers.start().await, "client_ca", "callers' authorities"),
+    ];
+    for (gateway, of, _) in &gateways {
+        let series = format!("kybio_gateway_certificate_end_timestamp_seconds{{of={of:?}}}");
+        assert_eq!(gateway.metric(&series).await, until.unix_timestamp() as f64);
+        assert_eq!(gateway.admin_get("/readyz").await.0, 200, "{of}");
+    }
     while OffsetDateTime::now_utc() <= until {
         tokio::task::yield_now().await;
     }
-    let (status, text) = gateway.admin_get("/readyz?verbose=1").await;
-    assert_eq!(status, 503, "{text}");
-    assert!(
-        text.contains("[-] certificate: ") && text.ends_with("not ready\n"),
-        "{text}"
-    );
-    assert!(gateway.admin_get("/readyz").await.1.contains("certificate"));
+    for (gateway, _, check) in &gateways {
+        let (status, text) = gateway.admin_get("/readyz?verbose=1").await;
+        assert_eq!(status, 503, "{text}");
+        assert!(text.contains(&format!("[-] {check}: ")), "{text}");
+        assert!(text.ends_with("not ready\n"), "{text}");
+        assert!(gateway.admin_get("/readyz").await.1.contains("ended"));
+    }
 }

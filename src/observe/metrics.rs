@@ -575,18 +575,6 @@ impl Metrics {
         }
     }
 
-    /// When the listener's certificate ends, in Unix time; `None` without TLS.
-    #[must_use]
-    pub fn certificate_end(&self) -> Option<f64> {
-        let families = self.certificate_ends.collect();
-        let mut all = families.iter().flat_map(|family| family.get_metric());
-        let of = |metric: &&prometheus::proto::Metric| {
-            let mut labels = metric.get_label().iter();
-            labels.any(|label| label.value() == "certificate")
-        };
-        all.find(of).map(|metric| metric.get_gauge().get_value())
-    }
-
     /// So many lines of the log were dropped so far.
     pub fn show_dropped(&self, all: usize) {
         let before = self.log_seen.fetch_max(all, Ordering::AcqRel);

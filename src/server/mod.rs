@@ -173,7 +173,7 @@ impl Server {
         let proxy = reload::proxy(&config, None, &metrics, &clock)?;
         let admin = Arc::new(Admin {
             metrics: Arc::clone(&metrics),
-            usable: Arc::default(),
+            standing: Arc::default(),
             log: source.as_ref().map(|source| Arc::clone(&source.log)),
             clock: clock.clone(),
             draining: stop.draining.clone(),
@@ -181,7 +181,7 @@ impl Server {
         for code in respond::CODES {
             metrics.refusals.with_label_values(&[code]);
         }
-        reload::show(&config, &metrics, &admin.usable);
+        reload::show(&config, &metrics, &admin.standing);
         proxy.series.begin();
         proxy.keyring.show(&metrics);
         metrics.reload_successful.set(1);
@@ -283,7 +283,7 @@ impl Server {
             for route in routes.values() {
                 reload::watch_upstream(route, clock);
             }
-            let usable = Arc::clone(&self.admin.usable);
+            let standing = Arc::clone(&self.admin.standing);
             tokio::spawn(self.admin.serve(admin_door, self.stop.cut.clone()));
             if let Some(source) = self.source {
                 let reloader = Reloader {
@@ -291,7 +291,7 @@ impl Server {
                     in_force: self.in_force,
                     listener: self.listener,
                     workers,
-                    usable,
+                    standing,
                     runtime: times,
                     draining: self.stop.draining.clone(),
                     hanging: None,

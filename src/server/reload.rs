@@ -6,8 +6,6 @@ use std::collections::HashMap;
 use std::collections::HashSet;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tokio::sync::Notify;
@@ -21,6 +19,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::account::Account;
 use crate::account::AppKey;
+use crate::admin::Facts;
+use crate::admin::Standing;
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::config::Runtime;
@@ -86,7 +86,7 @@ pub(super) struct Reloader {
     pub(super) in_force: InForce,
     pub(super) listener: Arc<Listener>,
     pub(super) workers: Vec<Arc<Worker>>,
-    pub(super) usable: Arc<AtomicBool>,
+    pub(super) standing: Arc<Standing>,
     pub(super) runtime: watch::Sender<Runtime>,
     pub(super) draining: CancellationToken,
     /// A reading that took too long.
@@ -204,18 +204,27 @@ pub(super) fn proxy(
 }
 
 /// Shows what metrics have of a configuration that is in force.
-pub(super) fn show(config: &Config, metrics: &Metrics, usable: &AtomicBool) {
+pub(super) fn show(config: &Config, metrics: &Metrics, standing: &Standing) {
     let number = |count: usize| i64::try_from(count).unwrap_or(i64::MAX);
     let accounts = &config.accounts;
     let disabled = accounts.iter().filter(|account| account.key.is_err());
     let disabled = disabled.count();
     metrics.accounts.set(number(accounts.len()));
     metrics.accounts_disabled.set(number(disabled));
-    usable.store(disabled < accounts.len(), Ordering::Release);
     metrics
         .bodies_bytes_max
         .set(number(config.body.sizes.bodies_bytes_max));
     let endings = &config.door.endings;
+    let of = |key: &'static str| {
+        let ends = endings.iter().filter(move |ending| ending.key == key);
+        ends.map(|ending| ending.at)
+    };
+    standing.set(Facts {
+        accounts: accounts.len(),
+        usable: accounts.len() - disabled,
+        certificate_ends: of("listener.certificate").min(),
+        authorities_end: of("listener.client_ca").max(),
+    });
     for of in CERTIFICATES {
         let key = format!("listener.{of}");
         let ends = endings.iter().filter(|ending| ending.key == key);
@@ -442,7 +451,7 @@ impl Reloader {
         changes: &[Change],
     ) {
         let (metrics, clock) = (Arc::clone(proxy.series.metrics()), proxy.clock.clone());
-        show(&config, &metrics, &self.usable);
+        show(&config, &metrics, &self.standing);
         let new_terms = changes.iter().any(Change::is_of_terms);
         self.listener.reload(
             config.door.settings,
