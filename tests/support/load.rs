@@ -201,16 +201,17 @@ impl Load {
         }
     }
 
-    /// Waits until so many requests are under way.
+    /// Waits until so many requests are under way, and stay so: a request has its number some moments before it's written.
     pub async fn waits_for(&self, count: usize) {
+        const LOOKS: usize = 20;
         let mut looks = interval(Duration::from_millis(10));
         let waiting = async {
-            loop {
+            let mut in_a_row = 0;
+            while in_a_row < LOOKS {
                 let tally = self.so_far();
                 let ended = tally.answered + tally.raced + tally.failed.len();
-                if self.crowd.number.load(Ordering::SeqCst) - ended == count {
-                    return;
-                }
+                let under_way = self.crowd.number.load(Ordering::SeqCst) - ended;
+                in_a_row = if under_way == count { in_a_row + 1 } else { 0 };
                 looks.tick().await;
             }
         };
