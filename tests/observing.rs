@@ -10,8 +10,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 
-use crate::support::gateway::{Door, ORDERS};
-
+use crate::support::gateway::{Door, ORDERS, Unread};
 use crate::support::upstream::{Act, SUCCESS};
 use crate::support::{Client, Gateway, Pki, Setup, Upstream, tools};
 
@@ -560,40 +559,25 @@ async fn a_log_that_nobody_reads_stops_nothing() {
     let pki = Pki::new();
     let upstream = Upstream::start(&pki).await;
     let setup = Setup::new(&pki, Some(upstream.address));
-    let mut child = tools::binary()
-        .args(["serve", "--config"])
-        .arg(setup.write())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let mut log = BufReader::new(child.stderr.take().unwrap());
-    let mut line = String::new();
-    log.read_line(&mut line).unwrap();
-    let listening: Value = serde_json::from_str(&line).unwrap();
-    let address = listening["address"].as_str().unwrap().parse().unwrap();
-    let caller = pki.caller(ORDERS);
-    let client = Client::new(
-        address,
-        pki.client_config(Some(&caller), &["http/1.1"], rustls::ALL_VERSIONS),
-    );
+    let mut gateway = Unread::start(&setup, &pki);
     // Each line has some 400 bytes, a pipe holds 64 KiB, and 2,000 lines wait for it.
     for _ in 0..2_500 {
-        assert_eq!(client.call("customerOpenApi/add", "{}").await.status, 200);
+        let answer = gateway.client.call("customerOpenApi/add", "{}").await;
+        assert_eq!(answer.status, 200);
     }
     assert!(
-        tools::run(Command::new("kill").arg(child.id().to_string()))
+        tools::run(Command::new("kill").arg(gateway.child.id().to_string()))
             .status
             .success()
     );
     assert_eq!(
-        tokio::task::spawn_blocking(move || child.wait())
+        tokio::task::spawn_blocking(move || gateway.child.wait())
             .await
             .unwrap()
             .unwrap()
             .code(),
         Some(0)
     );
-    drop(log);
 }
 
 #[tokio::test]

@@ -1,16 +1,14 @@
 //! One line for each request, found by the caller's own ids, and by the trace that it's part of; of what succeeds some lines may do. And what
 //! the pages of health say.
 
-use std::io::{BufRead, BufReader};
-use std::process::Stdio;
-
 use serde_json::Value;
 use time::OffsetDateTime;
 
-use crate::support::gateway::ORDERS;
+use crate::support::client::get;
+use crate::support::gateway::Unread;
 use crate::support::pki::Wanted;
 use crate::support::upstream::{Act, SUCCESS};
-use crate::support::{Client, Gateway, Pki, Setup, Upstream, tools};
+use crate::support::{Gateway, Pki, Setup, Upstream, tools};
 
 const READ: &str = "customerOpenApi/queryByUid";
 const WRITE: &str = "customerOpenApi/add";
@@ -129,22 +127,9 @@ async fn lines_that_nobody_took_are_counted() {
     let pki = Pki::new();
     let upstream = Upstream::start(&pki).await;
     let setup = Setup::new(&pki, Some(upstream.address));
-    let mut child = tools::binary()
-        .args(["serve", "--config"])
-        .arg(setup.write())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let mut log = BufReader::new(child.stderr.take().unwrap());
-    let mut first = String::new();
-    log.read_line(&mut first).unwrap();
-    let listening: Value = serde_json::from_str(&first).unwrap();
-    let at = |key: &str| listening[key].as_str().unwrap().parse().unwrap();
-    let caller = pki.caller(ORDERS);
-    let config = pki.client_config(Some(&caller), &["http/1.1"], rustls::ALL_VERSIONS);
-    let client = Client::new(at("address"), config);
+    let gateway = Unread::start(&setup, &pki);
     let dropped = async || {
-        let (_, metrics) = crate::support::client::get(at("admin"), "/metrics").await;
+        let (_, metrics) = get(gateway.admin, "/metrics").await;
         let line = metrics
             .lines()
             .find_map(|line| line.strip_prefix("kybio_gateway_log_lines_dropped_total "));
@@ -154,13 +139,11 @@ async fn lines_that_nobody_took_are_counted() {
     let mut calls = 0;
     while dropped().await == 0 {
         for _ in 0..500 {
-            assert_eq!(client.call(WRITE, "not json").await.status, 400);
+            assert_eq!(gateway.client.call(WRITE, "not json").await.status, 400);
         }
         calls += 500;
         assert!(calls <= 10_000, "2,000 lines wait, and a pipe holds 64 KiB");
     }
-    child.kill().unwrap();
-    child.wait().unwrap();
 }
 
 #[tokio::test]

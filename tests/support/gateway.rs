@@ -7,6 +7,7 @@ use std::net::SocketAddr;
 use std::os::fd::BorrowedFd;
 use std::path::PathBuf;
 use std::process::Child;
+use std::process::ChildStderr;
 use std::process::Command;
 use std::process::ExitStatus;
 use std::process::Output;
@@ -531,6 +532,49 @@ fn collect(
 }
 
 impl Drop for Gateway {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// A gateway whose log nobody reads past the line that says where it listens: the pipe fills.
+pub struct Unread {
+    pub admin: SocketAddr,
+    pub client: Client,
+    pub child: Child,
+    /// Open, so that a write waits rather than fails.
+    _log: BufReader<ChildStderr>,
+}
+
+impl Unread {
+    pub fn start(setup: &Setup, pki: &Pki) -> Self {
+        let mut child = tools::binary()
+            .args(["serve", "--config"])
+            .arg(setup.write())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut log = BufReader::new(child.stderr.take().unwrap());
+        let mut first = String::new();
+        log.read_line(&mut first).unwrap();
+        let listening: Value = serde_json::from_str(&first).unwrap();
+        let at = |key: &str| listening[key].as_str().unwrap().parse().unwrap();
+        let config = pki.client_config(
+            Some(&pki.caller(ORDERS)),
+            &["http/1.1"],
+            rustls::ALL_VERSIONS,
+        );
+        Self {
+            admin: at("admin"),
+            client: Client::new(at("address"), config),
+            child,
+            _log: log,
+        }
+    }
+}
+
+impl Drop for Unread {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
