@@ -1,19 +1,17 @@
 //! Where events go: standard error, as JSON or for people.
 
 use std::io::IsTerminal;
-use std::sync::mpsc;
-use std::thread;
-use std::time::Duration;
 
 use tracing::Subscriber;
-use tracing_appender::non_blocking::ErrorCounter;
-use tracing_appender::non_blocking::NonBlockingBuilder;
-use tracing_appender::non_blocking::WorkerGuard;
 use tracing_subscriber::filter::LevelFilter;
 use tracing_subscriber::filter::Targets;
 use tracing_subscriber::fmt;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::reload;
+
+use crate::observe::json::Json;
+use crate::observe::lines::Lines;
+use crate::observe::lines::Writer;
 
 /// How events are written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,33 +46,6 @@ pub struct Settings {
     pub level: Level,
     /// `NO_COLOR` is set.
     pub plain: bool,
-}
-
-/// Lines that wait for a slow reader of standard error. Beyond that they're dropped: a log that nobody reads isn't to stop the calls.
-const LINES_MAX: usize = 2_000;
-
-/// How long the lines that are left may take at the end. The library waits for a second of its own.
-const LAST_LINES_TIMEOUT: Duration = Duration::from_millis(1_200);
-
-/// Writes what is left when it's dropped, for a bounded time.
-#[must_use]
-pub struct Writer {
-    guard: Option<WorkerGuard>,
-}
-
-impl Drop for Writer {
-    fn drop(&mut self) {
-        // Where nobody reads, the guard itself may block on a word that it has to say: the end doesn't wait for it.
-        let guard = self.guard.take();
-        let (done, wait) = mpsc::channel();
-        let dropping = thread::Builder::new().spawn(move || {
-            drop(guard);
-            let _ = done.send(());
-        });
-        if dropping.is_ok() {
-            let _ = wait.recv_timeout(LAST_LINES_TIMEOUT);
-        }
-    }
 }
 
 /// An error and what caused it, each once, for the log alone.
@@ -122,7 +93,7 @@ pub fn harmless(text: &str, characters_max: usize) -> String {
 /// Changes the level while events are written, and knows how many weren't.
 pub struct Control {
     set: Box<dyn Fn(Level) + Send + Sync>,
-    errors: ErrorCounter,
+    lines: Lines,
 }
 
 impl Control {
@@ -134,7 +105,7 @@ impl Control {
     /// Lines that were dropped so far because nobody took them in time.
     #[must_use]
     pub fn dropped(&self) -> usize {
-        self.errors.dropped_lines()
+        self.lines.dropped()
     }
 }
 
@@ -157,36 +128,24 @@ fn filter(level: Level) -> Targets {
 /// to the end.
 pub fn subscriber(settings: &Settings) -> (Box<dyn Subscriber + Send + Sync>, Control, Writer) {
     let (level, handle) = reload::Layer::new(filter(settings.level));
-    let (writer, guard) = NonBlockingBuilder::default()
-        .lossy(true)
-        .buffered_lines_limit(LINES_MAX)
-        .thread_name("log")
-        .finish(std::io::stderr());
+    let (lines, writer) = Lines::start(std::io::stderr());
     let control = Control {
         set: Box::new(move |level| {
             // It fails only when the subscriber is gone, and then nobody writes.
             let _ = handle.reload(filter(level));
         }),
-        errors: writer.error_counter(),
+        lines: lines.clone(),
     };
     let registry = tracing_subscriber::registry().with(level);
-    let layer = fmt::layer().with_writer(writer);
     let subscriber: Box<dyn Subscriber + Send + Sync> = match settings.format {
-        Format::Json => Box::new(
-            registry.with(
-                layer
-                    .json()
-                    .flatten_event(true)
-                    .with_current_span(false)
-                    .with_span_list(false),
-            ),
-        ),
+        Format::Json => Box::new(registry.with(Json(lines))),
         Format::Human => {
             let colour = !settings.plain && std::io::stderr().is_terminal();
+            let layer = fmt::layer().with_writer(lines);
             Box::new(registry.with(layer.with_ansi(colour).with_target(false)))
         }
     };
-    (subscriber, control, Writer { guard: Some(guard) })
+    (subscriber, control, writer)
 }
 
 #[cfg(test)]

@@ -3,6 +3,8 @@
 pub mod bucket;
 pub mod exchange;
 pub mod families;
+mod json;
+pub mod lines;
 pub mod log;
 pub mod metrics;
 pub mod process;
