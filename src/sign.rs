@@ -7,7 +7,6 @@ use std::fmt;
 use aws_lc_rs::constant_time::verify_slices_are_equal;
 use bytes::Bytes;
 use md5::Digest;
-use memchr::memmem;
 use zeroize::Zeroizing;
 
 use crate::account::AppKey;
@@ -71,15 +70,25 @@ impl SignedBody {
     /// caller's; a signature isn't.
     #[must_use]
     pub fn masked_in(&self, bytes: &[u8]) -> Option<Bytes> {
-        let lower = Zeroizing::new(self.signature.to_ascii_lowercase());
         let mut masked: Option<Vec<u8>> = None;
-        for spelling in [&self.signature[..], &lower[..]] {
-            for at in memmem::find_iter(bytes, spelling) {
-                let masked = masked.get_or_insert_with(|| bytes.to_vec());
-                if let Some(digits) = masked.get_mut(at..at + SIGNATURE_LENGTH) {
-                    digits.fill(b'*');
+        let mut at = SIGNATURE_LENGTH - 1;
+        // Wherever a run of so many digits stands, every so manyth byte is one of it: of ordinary answers few are looked at twice.
+        while let Some(byte) = bytes.get(at) {
+            if !byte.is_ascii_hexdigit() {
+                at += SIGNATURE_LENGTH;
+                continue;
+            }
+            let (before, from) = bytes.split_at(at);
+            let is_other = |byte: &u8| !byte.is_ascii_hexdigit();
+            let start = before.iter().rposition(is_other).map_or(0, |at| at + 1);
+            let end = at + from.iter().position(is_other).unwrap_or(from.len());
+            for start in start..(end + 1).saturating_sub(SIGNATURE_LENGTH) {
+                let digits = start..start + SIGNATURE_LENGTH;
+                if bytes[digits.clone()].eq_ignore_ascii_case(&self.signature[..]) {
+                    masked.get_or_insert_with(|| bytes.to_vec())[digits].fill(b'*');
                 }
             }
+            at = end + SIGNATURE_LENGTH;
         }
         masked.map(Bytes::from)
     }
@@ -199,8 +208,16 @@ mod tests {
                 format!("got {mask}, not {mask}!"),
             ),
             (format!("5{upper}F9"), format!("5{mask}F9")),
+            (format!("{}{}", &upper[..16], &lower[16..]), mask.clone()),
         ] {
             assert_eq!(masked(&text).expect("it's there"), expected);
+        }
+        for (before, filler, after) in
+            (0..70).flat_map(|count| ["a", "F", " "].map(|filler| (count, filler, 70 - count)))
+        {
+            let (before, after) = (filler.repeat(before), filler.repeat(after));
+            let found = masked(&format!("{before}{upper}{after}")).expect("it's there");
+            assert_eq!(found, format!("{before}{mask}{after}"));
         }
     }
 
