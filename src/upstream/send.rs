@@ -211,6 +211,9 @@ async fn whole(mut body: Incoming, bytes_max: usize) -> Result<Bytes, Error> {
     Ok(pieces.whole())
 }
 
+/// Of a request, with the length that hyper adds.
+const HEADERS: usize = 8;
+
 /// The request as documented (contract, section 2), with nothing of the caller's but the body.
 fn request(pool: &Pool, call: &Call<'_>) -> Request<Full<Bytes>> {
     let base_url = &pool.upstream().settings().base_url;
@@ -223,6 +226,7 @@ fn request(pool: &Pool, call: &Call<'_>) -> Request<Full<Bytes>> {
     *request.uri_mut() =
         Uri::try_from(path).expect("a base URL's path and an operation's name are a path");
     let headers = request.headers_mut();
+    headers.reserve(HEADERS);
     headers.insert(header::HOST, base_url.authority.clone());
     headers.insert(header::USER_AGENT, HeaderValue::from_static("openApi"));
     headers.insert(

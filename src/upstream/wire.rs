@@ -14,6 +14,7 @@ use std::task::ready;
 use socket2::SockRef;
 use tokio::io::AsyncRead;
 use tokio::io::AsyncWrite;
+use tokio::io::Interest;
 use tokio::io::ReadBuf;
 use tokio::net::TcpStream;
 use tokio_rustls::client::TlsStream;
@@ -41,6 +42,14 @@ impl Socket {
         Self(Arc::new(stream))
     }
 
+    /// Less came than there was room for: nothing is left, and the runtime needn't ask the kernel to know (epoll(7), on edge-triggered events
+    /// of streams).
+    fn is_drained(&self) {
+        let nothing = || Err::<(), _>(io::ErrorKind::WouldBlock.into());
+        // It's an error, for this is how the runtime is told.
+        let _ = self.0.try_io(Interest::READABLE, nothing);
+    }
+
     /// Nothing to be read: neither the end of the stream nor bytes that nobody asked for. Asks the kernel, because the runtime may
     /// not have heard yet.
     #[must_use]
@@ -60,9 +69,14 @@ impl AsyncRead for Socket {
     ) -> Poll<io::Result<()>> {
         loop {
             ready!(self.0.poll_read_ready(cx))?;
-            match self.0.try_read(buffer.initialize_unfilled()) {
+            let room = buffer.initialize_unfilled();
+            let size = room.len();
+            match self.0.try_read(room) {
                 Ok(count) => {
                     buffer.advance(count);
+                    if (1..size).contains(&count) {
+                        self.is_drained();
+                    }
                     return Poll::Ready(Ok(()));
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
