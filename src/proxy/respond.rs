@@ -309,10 +309,14 @@ fn told_in(
     )
 }
 
+/// Of an answer, with those that its case and hyper add.
+const HEADERS: usize = 12;
+
 fn answer(status: StatusCode, body: Bytes, about: &Header<'_>) -> Response<Bytes> {
     let mut response = Response::new(body);
     *response.status_mut() = status;
     let headers = response.headers_mut();
+    headers.reserve(HEADERS);
     headers.insert(header::CONTENT_TYPE, JSON);
     // Members' data: no cache on the way is to keep it.
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
