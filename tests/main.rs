@@ -43,6 +43,7 @@ mod turns; // how many calls at a time, and who goes next
 mod floods; // U3: who floods is ended, or harms nobody
 mod limits; // U3: how many connections there may be, in total, from each address, of each caller
 mod log_injection; // what others choose is text in the log, and no more
+mod parking; // U3: a connection that's kept for later costs next to nothing, and is as good as any other
 
 // Secrets
 mod concealment; // S1: nobody looks into the gateway's memory, and there a key is in one place

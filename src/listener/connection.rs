@@ -3,6 +3,8 @@
 use std::convert::Infallible;
 use std::future::pending;
 use std::net::IpAddr;
+use std::pin::Pin;
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -14,14 +16,12 @@ use http::Response;
 use http::Version;
 use http::header;
 use hyper::body::Incoming;
-use hyper::server::conn::http1;
 use hyper::server::conn::http2;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioExecutor;
 use hyper_util::rt::TokioIo;
 use hyper_util::rt::TokioTimer;
 use hyper_util::server::graceful::GracefulConnection;
-use prometheus::IntGauge;
 use tokio::io::AsyncRead;
 use tokio::io::AsyncWrite;
 use tokio::io::AsyncWriteExt;
@@ -41,6 +41,7 @@ use crate::listener::Peer;
 use crate::listener::STREAMS_MAX;
 use crate::listener::Service;
 use crate::listener::Settings;
+use crate::listener::counted::Counted;
 use crate::listener::crowd;
 use crate::listener::crowd::Place;
 use crate::listener::guard::Activity;
@@ -48,6 +49,9 @@ use crate::listener::guard::Guard;
 use crate::listener::guard::Limits;
 use crate::listener::guard::Outgoing;
 use crate::listener::guard::Protocol;
+use crate::listener::parking::Answering;
+use crate::listener::parking::PARK_AFTER;
+use crate::listener::parking::Parking;
 use crate::listener::socket;
 use crate::listener::socket::Stream;
 use crate::listener::standing::Standing;
@@ -66,15 +70,6 @@ const LOCAL_RESETS_MAX: usize = 256;
 const PING_INTERVAL: Duration = Duration::from_secs(30);
 const PING_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Counts a connection as open for as long as it lives.
-struct Open(IntGauge);
-
-impl Drop for Open {
-    fn drop(&mut self) {
-        self.0.dec();
-    }
-}
-
 /// A connection between its handshake and its end.
 struct Served<'a> {
     opened: Instant,
@@ -92,6 +87,13 @@ impl Served<'_> {
         // Whether there was one doesn't matter.
         let _ = timeout_at(patience, self.activity.begun()).await;
     }
+
+    /// Waits until no more connections are taken, and then as long as one without a request may still be about to bring one.
+    async fn lingered(&self) {
+        self.stop.closing.cancelled().await;
+        self.first().await;
+        sleep(self.settings.linger).await;
+    }
 }
 
 impl Listener {
@@ -104,8 +106,7 @@ impl Listener {
         service: impl Service,
     ) {
         self.metrics.downstream_accepted.inc();
-        self.metrics.downstream_connections.inc();
-        let _open = Open(self.metrics.downstream_connections.clone());
+        let _open = Counted::one_of(&self.metrics.downstream_connections);
         if let Stream::Tcp(stream) = &stream {
             // Not worth losing a connection for.
             let _ = stream.set_nodelay(true);
@@ -182,15 +183,20 @@ impl Listener {
             idle: gate.settings.idle_timeout,
             head: gate.settings.header_timeout,
             write: gate.settings.write_timeout,
+            rest: match protocol {
+                Protocol::Http1 => PARK_AFTER.min(gate.settings.idle_timeout),
+                // It isn't parked.
+                Protocol::Http2 => gate.settings.idle_timeout,
+            },
         };
-        let io = TokioIo::new(Guard::new(
+        let guard = Guard::new(
             stream,
             protocol,
             limits,
             activity.clone(),
             self.clock.clone(),
             (Arc::clone(&self.report), Arc::clone(&standing.peer)),
-        ));
+        );
         let listener = Arc::clone(&self);
         let (asking, active) = (Arc::clone(&standing), activity.clone());
         let draining = stop.draining.clone();
@@ -206,12 +212,9 @@ impl Listener {
         };
         match protocol {
             Protocol::Http1 => {
-                let connection = http1::Builder::new()
-                    // The guard has the clock for heads. `pipeline_flush` stays off: it costs a tenth.
-                    .header_read_timeout(None)
-                    .max_buf_size(HEADERS_BYTES_MAX)
-                    .writev(false)
-                    .serve_connection(io, answering);
+                let parked = self.metrics.downstream_connections_parked.clone();
+                let connection = Parking::new(guard, answering, activity.clone(), parked);
+                let connection = pin!(connection);
                 self.http1(connection, served).await;
             }
             Protocol::Http2 => {
@@ -223,8 +226,9 @@ impl Listener {
                     .max_header_list_size(HEADERS_BYTES_MAX as u32)
                     .max_pending_accept_reset_streams(PENDING_RESETS_MAX)
                     .max_local_error_reset_streams(LOCAL_RESETS_MAX)
-                    .serve_connection(io, answering);
-                self.http2(connection, served).await;
+                    .serve_connection(TokioIo::new(guard), answering);
+                // Boxed, because it's the larger one by far, and the less usual.
+                Box::pin(self.http2(connection, served)).await;
             }
         }
     }
@@ -264,22 +268,18 @@ impl Listener {
 
     /// HTTP/1 callers are asked to leave with each answer since `draining`. What is idle after that may be closed, but for a request that
     /// is on its way.
-    async fn http1(
+    async fn http1<S: AsyncRead + AsyncWrite + Unpin, A: Answering>(
         &self,
-        connection: impl GracefulConnection<Error = hyper::Error>,
+        connection: Pin<&mut Parking<S, A>>,
         served: Served<'_>,
     ) {
-        let closing = async {
-            served.stop.closing.cancelled().await;
-            served.first().await;
-            sleep(served.settings.linger).await;
-        };
-        let leave = async {
+        let leave = pin!(async {
             tokio::select! {
                 () = self.outlived(&served) => {}
-                () = closing => {}
+                () = served.lingered() => {}
             }
-        };
+        });
+        let connection = (connection, Parking::graceful_shutdown);
         self.drive(connection, &served, (leave, pending())).await;
     }
 
@@ -294,13 +294,13 @@ impl Listener {
             // A client that's told to go away before it has asked may not ask at all.
             served.first().await;
         };
-        let leave = async {
+        let leave = pin!(async {
             tokio::select! {
                 () = self.outlived(&served) => {}
                 () = served.activity.stuck_for(served.settings.write_timeout) => self.report.timed_out("write"),
                 () = draining => {}
             }
-        };
+        });
         let silent = async {
             tokio::select! {
                 () = served.stop.closing.cancelled() => {}
@@ -310,6 +310,7 @@ impl Listener {
             sleep(patience).await;
             served.activity.idle_for(patience).await;
         };
+        let connection = (pin!(connection), GracefulConnection::graceful_shutdown);
         self.drive(connection, &served, (leave, silent)).await;
     }
 
@@ -338,9 +339,9 @@ impl Listener {
     }
 
     /// Serves a connection until it ends by itself, or asks it to end at `leave`; then to its end, the cut, or until its caller is `silent`.
-    async fn drive(
+    async fn drive<C: Future<Output = Result<(), hyper::Error>>>(
         &self,
-        connection: impl GracefulConnection<Error = hyper::Error>,
+        (mut connection, goodbye): (Pin<&mut C>, impl FnOnce(Pin<&mut C>)),
         served: &Served<'_>,
         (leave, silent): (impl Future<Output = ()>, impl Future<Output = ()>),
     ) {
@@ -351,7 +352,6 @@ impl Listener {
             ..
         } = served;
         let peer = &served.standing.peer;
-        let mut connection = std::pin::pin!(connection);
         // A caller that sends without end uses up the task's budget, and the runtime's timers would wait for it for ever.
         let (leave, silent) = (unconstrained(leave), unconstrained(silent));
         tokio::select! {
@@ -361,7 +361,7 @@ impl Listener {
             () = leave => {}
             () = stop.cut.cancelled() => return self.cut_off(activity),
         }
-        connection.as_mut().graceful_shutdown();
+        goodbye(connection.as_mut());
         // A reload may have given calls more time than they had when this connection began.
         let leaving = self.gate.load().settings.leaving_timeout;
         let leaving = leaving.max(settings.leaving_timeout);

@@ -11,6 +11,8 @@ use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::MutexGuard;
 use std::sync::PoisonError;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering;
 use std::task::Context;
 use std::task::Poll;
 use std::task::ready;
@@ -44,6 +46,36 @@ pub(super) struct Limits {
     pub(super) head: Duration,
     /// Without the caller taking a byte of what is written to it.
     pub(super) write: Duration,
+    /// Without any request, until the connection is at rest; no longer than `idle`.
+    pub(super) rest: Duration,
+}
+
+/// The clock that's running.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Running {
+    Idle,
+    Head,
+    Write,
+}
+
+impl Limits {
+    fn of(&self, running: Running) -> Duration {
+        match running {
+            Running::Idle => self.idle,
+            Running::Head => self.head,
+            Running::Write => self.write,
+        }
+    }
+}
+
+impl Running {
+    fn label(self) -> &'static str {
+        match self {
+            Self::Idle => "idle",
+            Self::Head => "head",
+            Self::Write => "write",
+        }
+    }
 }
 
 /// What is spoken on a connection.
@@ -66,6 +98,10 @@ struct Shared {
     begun: Notify,
     /// Connections with a request under way, of which this may be one.
     busy: IntGauge,
+    /// There has been nothing to do for a while.
+    at_rest: AtomicBool,
+    /// An end is none of the stream's.
+    kept_open: AtomicBool,
 }
 
 #[derive(Debug)]
@@ -106,8 +142,13 @@ impl Activity {
             stuck: false,
             next: 0,
         });
-        let begun = Notify::new();
-        Self(Arc::new(Shared { state, begun, busy }))
+        Self(Arc::new(Shared {
+            state,
+            begun: Notify::new(),
+            busy,
+            at_rest: AtomicBool::new(false),
+            kept_open: AtomicBool::new(false),
+        }))
     }
 
     /// Waits for the connection's first request.
@@ -186,20 +227,31 @@ impl Activity {
         self.state().amid_since = since;
     }
 
-    /// When the caller must have done more, and by which clock.
-    fn deadline(&self, limits: &Limits) -> Option<(Instant, &'static str)> {
+    /// The clock that the caller must be faster than, and since when it runs.
+    fn running(&self) -> Option<(Instant, Running)> {
         let state = self.state();
         // Only where nothing else is under way, and by the answer that moved on last: one that isn't taken is no reason to keep the word on
         // a write from its caller. It's one to take no more requests (`stuck_for`), or there would always be something else.
         let all_answered = state.answers.len() == state.requests;
         let latest = (all_answered && state.requests > 0).then_some(state.moved);
         match (latest, state.requests, state.begun_since()) {
-            (Some(moved), _, _) => Some((moved + limits.write, "write")),
-            (None, 0, Some(since)) => Some((since + limits.head, "head")),
-            (None, 0, None) => Some((state.idle_since + limits.idle, "idle")),
+            (Some(moved), _, _) => Some((moved, Running::Write)),
+            (None, 0, Some(since)) => Some((since, Running::Head)),
+            (None, 0, None) => Some((state.idle_since, Running::Idle)),
             // While a request is on its way, other deadlines hold.
             (None, _, _) => None,
         }
+    }
+
+    /// Whether, when the stream was read last, there had been nothing to do for [`Limits::rest`]: no request, no part of one, and nothing
+    /// that was still to be written. It's said once.
+    pub(super) fn take_rest(&self) -> bool {
+        self.0.at_rest.swap(false, Ordering::Relaxed)
+    }
+
+    /// For as long as that's so, the end of what speaks on the stream isn't the stream's.
+    pub(super) fn keep_open(&self, kept: bool) {
+        self.0.kept_open.store(kept, Ordering::Relaxed);
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -310,6 +362,10 @@ pub(super) struct Guard<S> {
     reading: Timer,
     writing: Timer,
     write_since: Option<Instant>,
+    /// Something was written after the last flush.
+    unflushed: bool,
+    /// What was read already and is read again.
+    put_back: Bytes,
 }
 
 impl<S> Guard<S> {
@@ -335,18 +391,26 @@ impl<S> Guard<S> {
             reading: Timer::default(),
             writing: Timer::default(),
             write_since: None,
+            unflushed: false,
+            put_back: Bytes::new(),
         }
     }
 
-    fn timed_out(&self, clock: &'static str) -> io::Error {
+    /// These bytes were read, and are to be read again before what comes next.
+    pub(super) fn put_back(&mut self, bytes: Bytes) {
+        self.put_back = bytes;
+    }
+
+    fn timed_out(&self, running: Running) -> io::Error {
         if !self.activity.state().stuck {
-            self.report.timed_out(clock);
+            self.report.timed_out(running.label());
         }
-        io::Error::new(io::ErrorKind::TimedOut, clock)
+        io::Error::new(io::ErrorKind::TimedOut, running.label())
     }
 
     /// These bytes have come.
     fn came(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.activity.0.at_rest.store(false, Ordering::Relaxed);
         let Some(meter) = &mut self.meter else {
             self.activity.bytes_came(&self.clock);
             return Ok(());
@@ -374,7 +438,26 @@ impl<S> Guard<S> {
             self.writing
                 .poll(cx, since + self.limits.write, &self.clock)
         );
-        Poll::Ready(self.timed_out("write"))
+        Poll::Ready(self.timed_out(Running::Write))
+    }
+
+    /// There's nothing to read: for how long?
+    fn poll_late(&mut self, cx: &mut Context<'_>) -> Poll<io::Error> {
+        // Nobody reads again just because a request has ended, so that idling would have no clock: a look at it later gives it one.
+        let later = self.clock.now() + self.limits.rest;
+        let Some((since, running)) = self.activity.running() else {
+            let _ = self.reading.poll(cx, later, &self.clock);
+            return Poll::Pending;
+        };
+        let deadline = since + self.limits.of(running);
+        let look = match running {
+            Running::Idle if !self.unflushed => since + self.limits.rest,
+            Running::Idle | Running::Head | Running::Write => later,
+        };
+        ready!(self.reading.poll(cx, look.min(deadline), &self.clock));
+        self.activity.0.at_rest.store(true, Ordering::Relaxed);
+        ready!(self.reading.poll(cx, deadline, &self.clock));
+        Poll::Ready(self.timed_out(running))
     }
 }
 
@@ -414,21 +497,19 @@ impl<S: AsyncRead + Unpin> AsyncRead for Guard<S> {
     ) -> Poll<io::Result<()>> {
         let this = &mut *self;
         let before = buffer.filled().len();
-        if let Poll::Ready(result) = Pin::new(&mut this.stream).poll_read(cx, buffer) {
-            let came = &buffer.filled()[before..];
-            if !came.is_empty() {
-                this.came(came)?;
-            }
-            return Poll::Ready(result);
+        // In one piece with what has come since: to the library, bytes that come in several aren't quite the same.
+        let again = this.put_back.len().min(buffer.remaining());
+        buffer.put_slice(&this.put_back.split_to(again));
+        let read = Pin::new(&mut this.stream).poll_read(cx, buffer)?;
+        let came = &buffer.filled()[before..];
+        if !came.is_empty() {
+            this.came(came)?;
+            return Poll::Ready(Ok(()));
         }
-        let Some((deadline, name)) = this.activity.deadline(&this.limits) else {
-            // Nobody reads again just because a request has ended, so that idling would have no clock: a look at it later gives it one.
-            let later = this.clock.now() + this.limits.idle;
-            let _ = this.reading.poll(cx, later, &this.clock);
-            return Poll::Pending;
-        };
-        ready!(this.reading.poll(cx, deadline, &this.clock));
-        Poll::Ready(Err(this.timed_out(name)))
+        if read.is_ready() {
+            return Poll::Ready(Ok(()));
+        }
+        this.poll_late(cx).map(Err)
     }
 }
 
@@ -439,6 +520,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Guard<S> {
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
         let this = &mut *self;
+        this.unflushed = true;
         if let Poll::Ready(result) = Pin::new(&mut this.stream).poll_write(cx, bytes) {
             this.write_since = None;
             if let Ok(count) = result {
@@ -453,6 +535,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Guard<S> {
         let this = &mut *self;
         if let Poll::Ready(result) = Pin::new(&mut this.stream).poll_flush(cx) {
             this.write_since = None;
+            this.unflushed &= result.is_err();
             return Poll::Ready(result);
         }
         this.poll_stuck(cx).map(Err)
@@ -460,6 +543,9 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Guard<S> {
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = &mut *self;
+        if this.activity.0.kept_open.load(Ordering::Relaxed) {
+            return Poll::Ready(Ok(()));
+        }
         if let Poll::Ready(result) = Pin::new(&mut this.stream).poll_shutdown(cx) {
             return Poll::Ready(result);
         }
@@ -494,6 +580,7 @@ mod tests {
         idle: Duration::from_secs(120),
         head: Duration::from_secs(10),
         write: Duration::from_secs(30),
+        rest: Duration::from_secs(1),
     };
 
     fn guarded() -> (Guard<DuplexStream>, DuplexStream, Activity) {

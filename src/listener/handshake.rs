@@ -32,14 +32,15 @@ impl Listener {
         gate: &Gate,
         terms: &Terms,
         stop: &Stop,
-    ) -> Option<(TlsStream<TcpStream>, Arc<Standing>)> {
+    ) -> Option<(Box<TlsStream<TcpStream>>, Arc<Standing>)> {
         let limit = gate.settings.handshake_timeout;
         let (config, witness) = terms.witnessed();
         let handshake = Box::pin(timeout(limit, TlsAcceptor::from(config).accept(stream)));
         let (reason, cause) = tokio::select! {
             outcome = handshake => match outcome {
                 Ok(Ok(stream)) => match self.admit(&stream, remote, gate) {
-                    Ok(standing) => return Some((stream, standing)),
+                    // Boxed, because it's large, and handed on several times.
+                    Ok(standing) => return Some((Box::new(stream), standing)),
                     Err(reason) => {
                         let cause = "the session of before isn't resumed";
                         let bearer = stream.get_ref().1.peer_certificates().and_then(Bearer::of);

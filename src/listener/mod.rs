@@ -2,10 +2,12 @@
 //! a unix socket and on loopback. Knows nothing of what is served behind it.
 
 mod connection;
+mod counted;
 mod crowd;
 mod frames;
 mod guard;
 mod handshake;
+mod parking;
 mod report;
 pub mod socket;
 pub mod standing;

@@ -154,6 +154,8 @@ pub struct Metrics {
     pub downstream_connections: IntGauge,
     /// Those of them with a request under way.
     pub downstream_connections_busy: IntGauge,
+    /// Those of them that wait for a request without buffers of their own: on HTTP/1.1, before the first one and from a second after the last one on.
+    pub downstream_connections_parked: IntGauge,
     /// Connections that there may be (listener.connections_max).
     pub downstream_connections_max: IntGauge,
     /// Connections taken from callers.
@@ -357,6 +359,7 @@ impl Metrics {
             clock_skew: make.fractional_gauges("kybio_gateway_upstream_clock_skew_seconds", "How far this machine's clock is behind the host's, by the Date of its answers (whole seconds) and the middle of their time; negative if it's ahead.", &["upstream"]),
             downstream_connections: make.gauge("kybio_gateway_downstream_connections", "Open connections from callers, handshakes included."),
             downstream_connections_busy: make.gauge("kybio_gateway_downstream_connections_busy", "Those of them with a request under way."),
+            downstream_connections_parked: make.gauge("kybio_gateway_downstream_connections_parked", "Those of them that wait for a request without buffers of their own: on HTTP/1.1, before the first one and from a second after the last one on."),
             downstream_connections_max: make.gauge("kybio_gateway_downstream_connections_max", "Connections that there may be (listener.connections_max)."),
             downstream_accepted: make.counter("kybio_gateway_downstream_connections_accepted_total", "Connections taken from callers."),
             downstream_refused: make.counters("kybio_gateway_downstream_connections_refused_total", "Connections that weren't served because their address or caller had as many as it may have.", &["limit"]),
