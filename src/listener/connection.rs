@@ -25,6 +25,7 @@ use hyper_util::server::graceful::GracefulConnection;
 use tokio::io::AsyncRead;
 use tokio::io::AsyncWrite;
 use tokio::io::AsyncWriteExt;
+use tokio::sync::OwnedSemaphorePermit;
 use tokio::task::coop::unconstrained;
 use tokio::time::Instant;
 use tokio::time::sleep;
@@ -102,6 +103,7 @@ impl Listener {
         self: Arc<Self>,
         stream: Stream,
         remote: Remote,
+        _permit: OwnedSemaphorePermit,
         stop: Stop,
         service: impl Service,
     ) {
@@ -118,7 +120,7 @@ impl Listener {
         // Boxed, because the state of a served connection is large and most of it would be carried around otherwise.
         match (stream, &gate.terms) {
             (Stream::Tcp(stream), Some(terms)) => {
-                let shaken = self.handshake(stream, remote, &gate, terms, &stop);
+                let shaken = Box::pin(self.handshake(stream, remote, &gate, terms, &stop));
                 let Some((stream, standing)) = shaken.await else {
                     return;
                 };

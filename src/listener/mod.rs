@@ -240,12 +240,8 @@ impl Listener {
         service: impl Service,
     ) {
         let take = |stream, remote, permit| {
-            let connection =
-                Arc::clone(&self).connection(stream, remote, stop.clone(), service.clone());
-            tasks.spawn(async move {
-                connection.await;
-                drop(permit);
-            });
+            let listener = Arc::clone(&self);
+            tasks.spawn(listener.connection(stream, remote, permit, stop.clone(), service.clone()));
         };
         loop {
             // The permit comes first: at the limit, callers wait in the kernel's queue rather than being turned away.
