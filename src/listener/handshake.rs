@@ -70,10 +70,9 @@ impl Listener {
     ) -> Result<Arc<Standing>, &'static str> {
         let session = stream.get_ref().1;
         let chain = session.peer_certificates().unwrap_or_default();
-        let chain: Vec<_> = chain.iter().map(|each| each.clone().into_owned()).collect();
         let resumed = session.handshake_kind() == Some(HandshakeKind::Resumed);
         if resumed {
-            standing::verify(gate, &chain, &self.clock)?;
+            standing::verify(gate, chain, &self.clock)?;
         }
         let kind = HANDSHAKES[usize::from(resumed)];
         self.metrics.handshakes.with_label_values(&[kind]).inc();
@@ -82,6 +81,7 @@ impl Listener {
             address: remote,
             presented: Presented::Certificate(names),
         });
+        let chain = self.chains.keep(chain);
         Ok(Standing::certified(peer, chain, ends, gate))
     }
 }

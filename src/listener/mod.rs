@@ -1,6 +1,7 @@
 //! The door: TCP and TLS with a client certificate, HTTP/1.1 and HTTP/2, under limits that each have a name; or HTTP/1.1 without TLS, on
 //! a unix socket and on loopback. Knows nothing of what is served behind it.
 
+mod chains;
 mod connection;
 mod counted;
 mod crowd;
@@ -36,6 +37,7 @@ use tokio_util::task::TaskTracker;
 use crate::clock::Clock;
 use crate::identity::Caller;
 use crate::identity::Presented;
+use crate::listener::chains::Chains;
 use crate::listener::crowd::Crowd;
 use crate::listener::report::Report;
 use crate::listener::socket::Socket;
@@ -100,6 +102,7 @@ pub struct Listener {
     addresses: Crowd<IpAddr>,
     callers: Crowd<Option<Caller>>,
     open: Register,
+    chains: Chains,
     report: Arc<Report>,
     /// Connections that were cut off with a request on them.
     cut: AtomicUsize,
@@ -161,6 +164,7 @@ impl Listener {
             addresses: Crowd::default(),
             callers: Crowd::default(),
             open: Register::default(),
+            chains: Chains::default(),
             report: Arc::new(Report::new(Arc::clone(&metrics), clock.clone())),
             cut: AtomicUsize::new(0),
             metrics,

@@ -20,6 +20,7 @@ use crate::clock::Clock;
 use crate::identity::Presented;
 use crate::listener::Gate;
 use crate::listener::Peer;
+use crate::listener::chains::Chain;
 use crate::listener::tls;
 
 /// Let in, or why not, as the reason of a failed handshake.
@@ -32,7 +33,7 @@ pub struct Standing {
     /// When its own certificate ends, since 1970-01-01 UTC.
     pub(super) ends: Option<Duration>,
     /// Its certificates, its own first; none without TLS, where there's nothing to verify.
-    chain: Vec<CertificateDer<'static>>,
+    chain: Option<Chain>,
     /// By which gate they were verified last.
     verified_by: AtomicU64,
     /// Why they aren't good any more.
@@ -45,22 +46,22 @@ pub struct Standing {
 impl Standing {
     /// Let in without TLS.
     pub(super) fn plain(peer: Arc<Peer>) -> Arc<Self> {
-        Self::new(peer, Vec::new(), None, u64::MAX)
+        Self::new(peer, None, None, u64::MAX)
     }
 
     /// Let in through `gate`.
     pub(super) fn certified(
         peer: Arc<Peer>,
-        chain: Vec<CertificateDer<'static>>,
+        chain: Chain,
         ends: Duration,
         gate: &Gate,
     ) -> Arc<Self> {
-        Self::new(peer, chain, Some(ends), gate.number)
+        Self::new(peer, Some(chain), Some(ends), gate.number)
     }
 
     fn new(
         peer: Arc<Peer>,
-        chain: Vec<CertificateDer<'static>>,
+        chain: Option<Chain>,
         ends: Option<Duration>,
         verified_by: u64,
     ) -> Arc<Self> {
@@ -89,7 +90,7 @@ impl Standing {
     /// Verifies the certificates, if `gate` isn't the one that did so last.
     pub(super) fn verify(&self, gate: &Gate, clock: &Clock) -> Verdict {
         self.verdict(gate, clock)
-            .unwrap_or_else(|| self.settle(gate, verify(gate, &self.chain, clock)))
+            .unwrap_or_else(|| self.settle(gate, verify(gate, self.certificates(), clock)))
     }
 
     /// The same for many at once: of connections with the same certificates, one is verified for all.
@@ -101,8 +102,8 @@ impl Standing {
     ) -> Verdict {
         self.verdict(gate, clock).unwrap_or_else(|| {
             let verdict = verified
-                .entry(&self.chain)
-                .or_insert_with(|| verify(gate, &self.chain, clock));
+                .entry(self.certificates())
+                .or_insert_with(|| verify(gate, self.certificates(), clock));
             self.settle(gate, *verdict)
         })
     }
@@ -120,7 +121,11 @@ impl Standing {
         let lists_end = gate.terms.as_ref().and_then(|terms| terms.lists_end);
         let lists_hold = lists_end.is_none_or(|end| clock.since_epoch() <= end);
         let known = self.verified_by.load(Ordering::Acquire) >= gate.number;
-        (known && (lists_hold || self.chain.is_empty())).then_some(Ok(()))
+        (known && (lists_hold || self.chain.is_none())).then_some(Ok(()))
+    }
+
+    fn certificates(&self) -> &[CertificateDer<'static>] {
+        self.chain.as_ref().map_or(&[], Chain::certificates)
     }
 
     fn settle(&self, gate: &Gate, verdict: Verdict) -> Verdict {
