@@ -1,6 +1,7 @@
 //! The door: TCP and TLS with a client certificate, HTTP/1.1 and HTTP/2, under limits that each have a name; or HTTP/1.1 without TLS, on
 //! a unix socket and on loopback. Knows nothing of what is served behind it.
 
+mod activity;
 mod chains;
 mod connection;
 mod counted;

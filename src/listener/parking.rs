@@ -22,8 +22,8 @@ use tokio::io::AsyncWrite;
 use tokio::io::ReadBuf;
 
 use crate::listener::HEADERS_BYTES_MAX;
+use crate::listener::activity::Activity;
 use crate::listener::counted::Counted;
-use crate::listener::guard::Activity;
 use crate::listener::guard::Guard;
 use crate::listener::guard::Outgoing;
 
@@ -204,7 +204,7 @@ mod tests {
     use crate::clock::Clock;
     use crate::identity::Presented;
     use crate::listener::Peer;
-    use crate::listener::guard::Activity;
+    use crate::listener::activity::Activity;
     use crate::listener::guard::Guard;
     use crate::listener::guard::Limits;
     use crate::listener::guard::Outgoing;
