@@ -359,6 +359,7 @@ impl<'a> Scanner<'a> {
         let start = self.at;
         let mut escaped = false;
         loop {
+            self.at += plain_length(&self.bytes[self.at..]);
             match self.peek() {
                 Some(b'"') => {
                     let span = start..self.at;
@@ -369,7 +370,7 @@ impl<'a> Scanner<'a> {
                     escaped = true;
                     self.escape()?;
                 }
-                Some(0..=0x1f) => {
+                Some(_) => {
                     let hint = "inside a string, write line breaks as \\n, tabs as \\t, and other control characters as \\u00XX";
                     return Err(fault(
                         self.at,
@@ -377,7 +378,6 @@ impl<'a> Scanner<'a> {
                         Some(hint),
                     ));
                 }
-                Some(_) => self.at += 1,
                 None => return Err(self.unexpected("the closing quote of a string")),
             }
         }
@@ -440,9 +440,8 @@ impl<'a> Scanner<'a> {
         if !self.peek().is_some_and(|byte| byte.is_ascii_digit()) {
             return Err(self.unexpected("a digit"));
         }
-        while self.peek().is_some_and(|byte| byte.is_ascii_digit()) {
-            self.at += 1;
-        }
+        let rest = self.bytes[self.at..].iter();
+        self.at += rest.take_while(|byte| byte.is_ascii_digit()).count();
         Ok(())
     }
 
@@ -522,6 +521,31 @@ impl<'a> Scanner<'a> {
 struct Text {
     span: Range<usize>,
     escaped: bool,
+}
+
+/// How many bytes stand before the first that means something in a string: a quote, a backslash or a control character. Bodies are mostly
+/// such text, so that eight bytes are looked at together.
+fn plain_length(text: &[u8]) -> usize {
+    let (eights, rest) = text.as_chunks();
+    for (number, eight) in eights.iter().enumerate() {
+        let found = special_bytes(u64::from_le_bytes(*eight));
+        if found != 0 {
+            return number * 8 + found.trailing_zeros() as usize / 8;
+        }
+    }
+    let special = |byte: &u8| matches!(byte, b'"' | b'\\' | ..0x20);
+    text.len() - rest.len() + rest.iter().position(special).unwrap_or(rest.len())
+}
+
+/// The top bit of each byte that means something in a string. The lowest that is set is right; above it a borrow can set one too many.
+fn special_bytes(eight: u64) -> u64 {
+    const EACH: u64 = u64::from_le_bytes([1; 8]);
+    const TOP: u64 = EACH << 7;
+    // A top bit that comes of a subtraction, and wasn't there before, is of a byte that was less.
+    let less_than = |bytes: u64, limit: u64| bytes.wrapping_sub(EACH * limit) & !bytes & TOP;
+    let quote = eight ^ (EACH * u64::from(b'"'));
+    let backslash = eight ^ (EACH * u64::from(b'\\'));
+    less_than(eight, 0x20) | less_than(quote, 1) | less_than(backslash, 1)
 }
 
 #[cfg(test)]
