@@ -10,11 +10,9 @@ pub(super) fn reads_as_app_id(key: &str, escaped: bool) -> bool {
     } else {
         Cow::Borrowed(key)
     };
-    // Where texts end with a NUL so does a key; elsewhere it's dropped like every control character.
-    is_app_id(&decoded)
-        || decoded
-            .split_once('\0')
-            .is_some_and(|(before, _)| is_app_id(before))
+    // Where texts end with a NUL so does a key; elsewhere it's dropped like every control character. None stands there but by an escape.
+    let before_nul = || decoded.split_once('\0');
+    is_app_id(&decoded) || escaped && before_nul().is_some_and(|(before, _)| is_app_id(before))
 }
 
 fn is_app_id(key: &str) -> bool {
@@ -24,6 +22,13 @@ fn is_app_id(key: &str) -> bool {
         .map(narrow)
         .filter(|character| !is_dropped(*character))
     {
+        // Nearly all keys are ASCII, where folding is one step.
+        if character.is_ascii() {
+            if expected.next() != Some(character.to_ascii_lowercase()) {
+                return false;
+            }
+            continue;
+        }
         for folded in character.to_uppercase().flat_map(char::to_lowercase) {
             // What `İ` and its like leave behind when folded.
             if folded == '\u{307}' {
