@@ -60,11 +60,13 @@ pub fn operation_path(
     check_host(uri, headers, version)?;
     let target = uri.path_and_query().map_or("", |target| target.as_str());
     check_spelling(target)?;
-    let path = target.to_ascii_lowercase();
-    Ok(PREFIXES
-        .iter()
-        .find_map(|prefix| path.strip_prefix(prefix))
-        .map(str::to_owned))
+    let behind = |prefix: &&str| {
+        let (before, behind) = target.split_at_checked(prefix.len())?;
+        before
+            .eq_ignore_ascii_case(prefix)
+            .then(|| behind.to_ascii_lowercase())
+    };
+    Ok(PREFIXES.iter().find_map(behind))
 }
 
 /// HTTP/2 is spoken over TLS alone, and always names its scheme (RFC 9113 section 8.3.1).
@@ -140,25 +142,21 @@ pub fn check_own_host(headers: &HeaderMap) -> Result<(), BadTarget> {
 }
 
 fn check_spelling(target: &str) -> Result<(), BadTarget> {
-    if target.contains('?') {
-        return Err(BadTarget::Query);
-    }
-    if target.contains('%') {
-        return Err(BadTarget::Percent);
-    }
-    if !target
-        .bytes()
-        .all(|byte| byte.is_ascii_alphanumeric() || b"/.-_".contains(&byte))
-    {
-        return Err(BadTarget::Character);
+    let is_legal = |byte: u8| byte.is_ascii_alphanumeric() || b"/.-_".contains(&byte);
+    if !target.bytes().all(is_legal) {
+        return Err(if target.contains('?') {
+            BadTarget::Query
+        } else if target.contains('%') {
+            BadTarget::Percent
+        } else {
+            BadTarget::Character
+        });
     }
     if target.contains("//") {
         return Err(BadTarget::EmptySegment);
     }
-    if target
-        .split('/')
-        .any(|segment| segment == "." || segment == "..")
-    {
+    let mut segments = target.as_bytes().split(|byte| *byte == b'/');
+    if segments.any(|segment| segment == b"." || segment == b"..") {
         return Err(BadTarget::DotSegment);
     }
     if target.len() > 1 && target.ends_with(['/', '.']) {
