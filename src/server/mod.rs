@@ -413,7 +413,8 @@ impl Service for Serving {
         request: Request<Incoming>,
     ) -> impl Future<Output = Response<Bytes>> + Send + 'static {
         let line = self.0.line();
-        async move { line.handle(&peer, request).await }
+        // Boxed, because HTTP/2 has a task for each request, into which it would be copied six times.
+        Box::pin(async move { line.handle(&peer, request).await })
     }
 }
 
