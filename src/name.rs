@@ -1,6 +1,8 @@
 //! The names that configuration gives to accounts, callers and upstreams. They become metric labels and headers, so their alphabet is small.
+//! A clone is another handle to the same text: each request hands several on.
 
 use std::fmt;
+use std::sync::Arc;
 
 /// Why a name can't be one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -10,7 +12,7 @@ pub struct BadName;
 /// The longest name, in bytes.
 pub const NAME_LENGTH_MAX: usize = 40;
 
-fn checked(text: &str) -> Result<Box<str>, BadName> {
+fn checked(text: &str) -> Result<Arc<str>, BadName> {
     let legal = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
     let good = (1..=NAME_LENGTH_MAX).contains(&text.len())
         && !text.starts_with('-')
@@ -22,7 +24,7 @@ macro_rules! name {
     ($(#[$doc:meta])* $name:ident) => {
         $(#[$doc])*
         #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-        pub struct $name(Box<str>);
+        pub struct $name(Arc<str>);
 
         impl $name {
             /// `[a-z0-9][a-z0-9-]{0,39}`.
