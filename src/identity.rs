@@ -1,7 +1,7 @@
 //! Who is calling: from what a connection presents to the caller that configuration knows by it. A certificate's names, a user of this
 //! machine and its loopback never stand for one another.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::fmt;
 
 use crate::name::CallerName;
@@ -177,18 +177,24 @@ pub struct Names {
 }
 
 impl Names {
-    /// Exactly one SPIFFE URI, else the DNS names.
-    fn identities(&self) -> Result<Vec<Identity>, Unknown> {
-        match self.uris.as_slice() {
-            [] => Ok(self
+    /// Why they're nobody's, where configuration knows none of them: exactly one SPIFFE URI counts, else the DNS names.
+    fn unknown(&self) -> Unknown {
+        let identities: Vec<_> = match self.uris.as_slice() {
+            [] => self
                 .dns
                 .iter()
                 .filter_map(|name| Identity::dns(name))
-                .collect()),
-            [uri] => Identity::spiffe(uri)
-                .map(|identity| vec![identity])
-                .ok_or(Unknown::OddUris),
-            _ => Err(Unknown::OddUris),
+                .collect(),
+            [uri] => match Identity::spiffe(uri) {
+                Some(identity) => vec![identity],
+                None => return Unknown::OddUris,
+            },
+            _ => return Unknown::OddUris,
+        };
+        if identities.is_empty() {
+            Unknown::NoIdentity
+        } else {
+            Unknown::NotConfigured(identities)
         }
     }
 }
@@ -232,15 +238,30 @@ impl fmt::Display for Names {
     }
 }
 
-/// All identities that configuration knows.
+/// All identities that configuration knows, by what connections present: a request makes nothing to look its caller up with.
 #[derive(Clone, Debug, Default)]
-pub struct Callers(HashMap<Identity, CallerName>);
+pub struct Callers {
+    spiffe: BTreeMap<String, Caller>,
+    dns: BTreeMap<String, Caller>,
+    uids: BTreeMap<u32, Caller>,
+    loopback: Option<Caller>,
+}
 
 impl Callers {
     /// One entry for each identity; configuration has seen to it that none stands twice.
     #[must_use]
     pub fn new(identities: impl IntoIterator<Item = (Identity, CallerName)>) -> Self {
-        Self(identities.into_iter().collect())
+        let mut callers = Self::default();
+        for (identity, name) in identities {
+            let caller = Caller(name);
+            match identity {
+                Identity::Spiffe(uri) => drop(callers.spiffe.insert(uri, caller)),
+                Identity::Dns(name) => drop(callers.dns.insert(name, caller)),
+                Identity::Uid(uid) => drop(callers.uids.insert(uid, caller)),
+                Identity::Loopback => callers.loopback = Some(caller),
+            }
+        }
+        callers
     }
 
     /// The caller that a connection belongs to.
@@ -248,30 +269,37 @@ impl Callers {
     /// # Errors
     /// When it belongs to none, or to more than one, or isn't good any more.
     pub fn identify(&self, presented: &Presented) -> Result<Caller, Unknown> {
-        let known = |identity| self.0.get(&identity).cloned().map(Caller);
-        match presented {
-            Presented::Certificate(names) => self.certified(names),
-            Presented::Uid(uid) => known(Identity::Uid(*uid)).ok_or(Unknown::Uid(*uid)),
-            Presented::Loopback => known(Identity::Loopback).ok_or(Unknown::Loopback),
-            Presented::Refused(reason) => Err(Unknown::Refused(reason)),
+        let known = match presented {
+            Presented::Certificate(names) => self.certified(names)?,
+            Presented::Uid(uid) => self.uids.get(uid).ok_or(Unknown::Uid(*uid))?,
+            Presented::Loopback => self.loopback.as_ref().ok_or(Unknown::Loopback)?,
+            Presented::Refused(reason) => return Err(Unknown::Refused(reason)),
+        };
+        Ok(known.clone())
+    }
+
+    /// By the one URI, else by the DNS names. Those that are known are well formed: what isn't is never found.
+    fn certified(&self, names: &Names) -> Result<&Caller, Unknown> {
+        let mut known = names.dns.iter().filter_map(|name| self.by_dns(name));
+        let first = match names.uris.as_slice() {
+            [] => known.next(),
+            [uri] => return self.spiffe.get(uri).ok_or_else(|| names.unknown()),
+            _ => None,
+        };
+        let first = first.ok_or_else(|| names.unknown())?;
+        if known.all(|other| other == first) {
+            Ok(first)
+        } else {
+            Err(Unknown::Ambiguous)
         }
     }
 
-    fn certified(&self, names: &Names) -> Result<Caller, Unknown> {
-        let identities = names.identities()?;
-        if identities.is_empty() {
-            return Err(Unknown::NoIdentity);
-        }
-        let mut known = identities
-            .iter()
-            .filter_map(|identity| self.0.get(identity));
-        let Some(first) = known.next() else {
-            return Err(Unknown::NotConfigured(identities));
-        };
-        if known.all(|other| other == first) {
-            Ok(Caller(first.clone()))
+    fn by_dns(&self, name: &str) -> Option<&Caller> {
+        // A certificate has small letters as a rule, and may have thousands of names.
+        if name.bytes().any(|byte| byte.is_ascii_uppercase()) {
+            self.dns.get(&name.to_ascii_lowercase())
         } else {
-            Err(Unknown::Ambiguous)
+            self.dns.get(name)
         }
     }
 }
@@ -322,6 +350,10 @@ mod tests {
         );
         assert_eq!(identify(&[], &["Orders.Internal"]), Ok("orders".to_owned()));
         assert_eq!(
+            identify(&[], &["orders.internal", "ORDERS.internal", "*.x"]),
+            Ok("orders".to_owned())
+        );
+        assert_eq!(
             identify(&[], &["other", "tills.internal"]),
             Ok("tills".to_owned())
         );
@@ -346,14 +378,26 @@ mod tests {
             identify(&[], &["orders.internal", "tills.internal"]),
             Err(Unknown::Ambiguous)
         );
-        assert!(matches!(
+        let not_configured = |texts: &[&str]| {
+            let identity = |text: &&str| Identity::parse(text).expect("an identity");
+            Err(Unknown::NotConfigured(texts.iter().map(identity).collect()))
+        };
+        assert_eq!(
             identify(&["spiffe://shop.example/other"], &["orders.internal"]),
-            Err(Unknown::NotConfigured(_))
-        ));
-        assert!(matches!(
-            identify(&[], &["xorders.internal"]),
-            Err(Unknown::NotConfigured(_))
-        ));
+            not_configured(&["spiffe://shop.example/other"])
+        );
+        assert_eq!(
+            identify(&[], &["*.internal", "XOrders.internal", "x"]),
+            not_configured(&["dns:xorders.internal", "dns:x"])
+        );
+        // Names of one kind are none of the other.
+        for odd in ["orders.internal", "spiffe://shop.example/orders/"] {
+            assert_eq!(identify(&[odd], &[]), Err(Unknown::OddUris), "{odd}");
+        }
+        assert_eq!(
+            identify(&[], &["spiffe://shop.example/orders"]),
+            Err(Unknown::NoIdentity)
+        );
     }
 
     #[test]
