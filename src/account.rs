@@ -1,5 +1,6 @@
 //! A merchant account and its secret. The key is absorbed into a digest the moment it's read, and nothing here can print it.
 
+use std::borrow::Borrow;
 use std::fmt;
 use std::sync::Arc;
 
@@ -73,6 +74,13 @@ impl AppId {
     /// The appId as text.
     #[must_use]
     pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+/// What is known by its appId is found by what a caller wrote.
+impl Borrow<str> for AppId {
+    fn borrow(&self) -> &str {
         &self.0
     }
 }

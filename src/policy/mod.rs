@@ -7,6 +7,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use http::HeaderMap;
+use http::HeaderName;
 use http::HeaderValue;
 use http::Method;
 use http::Uri;
@@ -43,7 +44,7 @@ pub struct Head<'a> {
 }
 
 /// Names the account that a request is for.
-pub const ACCOUNT_HEADER: &str = "kybio-gateway-account";
+pub const ACCOUNT_HEADER: HeaderName = HeaderName::from_static("kybio-gateway-account");
 
 /// Header fields of one request. HTTP/1.1's parser stops there too; that of HTTP/2 counts bytes alone.
 pub const FIELDS_MAX: usize = 100;
@@ -250,9 +251,7 @@ impl Permit {
                     caller: self.caller.clone(),
                 })?,
                 Some(written) => {
-                    let account = AppId::new(written)
-                        .ok()
-                        .and_then(|app_id| accounts.get(&app_id).cloned());
+                    let account = accounts.get(written).cloned();
                     account.ok_or_else(|| Error::ForeignAppId {
                         caller: self.caller.clone(),
                     })?
@@ -269,12 +268,13 @@ impl Permit {
     }
 }
 
-/// Everything that is granted, resolved once, so that a request costs the same however much is configured.
+/// Everything that is granted, resolved once, so that a request costs almost the same however much is configured.
 #[derive(Debug)]
 pub struct Policy {
-    operations: HashMap<String, Asked>,
+    /// By their names in small letters.
+    operations: BTreeMap<String, Asked>,
     unsupported: Vec<Unsupported>,
-    callers: HashMap<CallerName, Granted>,
+    callers: BTreeMap<CallerName, Granted>,
 }
 
 #[derive(Debug)]
@@ -353,9 +353,9 @@ impl Policy {
         }
         let path = path::operation_path(head.uri, head.headers, head.version)?;
         let path = path.ok_or(Error::UnknownOperation { suggestion: None })?;
-        let known = self.operations.get(&path).cloned();
+        let known = self.operation(path).cloned();
         let asked = known.ok_or_else(|| Error::UnknownOperation {
-            suggestion: self.nearest(&path),
+            suggestion: self.nearest(path),
         })?;
         if head.method == METHOD {
             Ok(asked)
@@ -403,15 +403,26 @@ impl Policy {
         })
     }
 
+    /// The operation of this name in any letter case.
+    fn operation(&self, path: &str) -> Option<&Asked> {
+        let mut name = [0; OperationName::LENGTH_MAX];
+        // What is longer is no name.
+        let name = name.get_mut(..path.len())?;
+        name.copy_from_slice(path.as_bytes());
+        name.make_ascii_lowercase();
+        self.operations.get(str::from_utf8(name).ok()?)
+    }
+
     /// The name that a mistyped one was most likely meant to be: the vendor's names have misspellings that people correct.
     fn nearest(&self, path: &str) -> Option<OperationName> {
         if path.len() > OperationName::LENGTH_MAX {
             return None;
         }
+        let path = path.to_ascii_lowercase();
         let near = self
             .operations
             .iter()
-            .map(|(name, asked)| (strsim::jaro_winkler(name, path), &asked.operation));
+            .map(|(name, asked)| (strsim::jaro_winkler(name, &path), &asked.operation));
         let (likeness, operation) = near.max_by(|one, other| one.0.total_cmp(&other.0))?;
         (likeness > 0.9).then(|| operation.name.clone())
     }
@@ -900,6 +911,15 @@ mod tests {
             Err(Error::UnknownOperation { suggestion: None })
         );
         assert_eq!(path("/"), Err(Error::UnknownOperation { suggestion: None }));
+        for length in [100, 101] {
+            let name = format!("/openapi/v1/a/{}", "b".repeat(length - 2));
+            let path = Box::leak(name.into_boxed_str());
+            assert_eq!(
+                decide(&Try { path, ..PLAIN }),
+                Err(Error::UnknownOperation { suggestion: None }),
+                "{length}"
+            );
+        }
         assert_eq!(
             path("/openapi/v1/orderOpenApi/cancelOrder"),
             Err(Error::UnknownOperation {
