@@ -103,9 +103,6 @@ impl Ledger {
                 .queue(seat, claim.queue_max)
                 .map_err(|reason| Refused { full, reason }),
         };
-        if answer.is_err() {
-            self.forget(seat);
-        }
         (answer, granted)
     }
 
@@ -123,7 +120,6 @@ impl Ledger {
         for tally in self.tallies(seat) {
             tally.waiting -= 1;
         }
-        self.forget(seat);
         Err(full)
     }
 
@@ -132,9 +128,7 @@ impl Ledger {
         for tally in self.tallies(seat) {
             tally.in_flight -= 1;
         }
-        let granted = self.settle(seat.upstream);
-        self.forget(seat);
-        granted
+        self.settle(seat.upstream)
     }
 
     /// The counts of one upstream.
@@ -219,18 +213,12 @@ impl Ledger {
         ]
     }
 
-    fn forget(&mut self, seat: Seat) {
-        self.callers.forget_idle(seat.caller);
-        self.accounts.forget_idle(seat.account);
-        self.upstreams.forget_idle(seat.upstream);
-    }
-
-    /// No calls, and no name is remembered.
+    /// No calls.
     #[cfg(test)]
     pub(super) fn is_empty(&self) -> bool {
-        self.callers.is_empty()
-            && self.accounts.is_empty()
-            && self.upstreams.is_empty()
+        self.callers.are_idle()
+            && self.accounts.are_idle()
+            && self.upstreams.are_idle()
             && self.queues.iter().all(Queue::is_empty)
     }
 }

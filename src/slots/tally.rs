@@ -1,7 +1,7 @@
-//! How many calls each name has under way and how many wait. It never remembers a name that has neither.
+//! How many calls each name has under way and how many wait. A name that has neither is remembered until there are too many of them: names come
+//! from configuration, and the next call's are mostly the last one's.
 
-use std::collections::HashMap;
-use std::hash::Hash;
+use std::collections::BTreeMap;
 use std::ops::Index;
 use std::ops::IndexMut;
 
@@ -27,30 +27,39 @@ impl Tally {
     }
 }
 
-/// The tallies of all names of one kind that have calls now. Each is found by its name once and by its row from then on.
+/// So many names are remembered, whether they have calls or not.
+const ROWS_KEPT: usize = 1_024;
+
+/// The tallies of all names of one kind. Each is found by its name once and by its row from then on.
 pub(super) struct Tallies<N> {
-    rows: HashMap<N, usize>,
+    rows: BTreeMap<N, usize>,
     /// A free row keeps its last name until the next moves in.
     tallies: Vec<(N, Tally)>,
     free: Vec<usize>,
+    /// With so many rows, those of names without calls are free before there's another.
+    rows_max: usize,
 }
 
-impl<N: Clone + Eq + Hash> Tallies<N> {
+impl<N: Clone + Ord> Tallies<N> {
     /// None.
     pub(super) fn new() -> Self {
         Self {
-            rows: HashMap::new(),
+            rows: BTreeMap::new(),
             tallies: Vec::new(),
             free: Vec::new(),
+            rows_max: ROWS_KEPT,
         }
     }
 
-    /// The name's row, and whether `max` is more than it was. The row is the name's until [`forget_idle`](Self::forget_idle).
+    /// The name's row, and whether `max` is more than it was. The row is the name's for as long as it has calls.
     pub(super) fn row(&mut self, name: &N, max: usize) -> (usize, bool) {
         if let Some(&row) = self.rows.get(name) {
             let raised = self[row].max < max;
             self[row].max = max;
             return (row, raised);
+        }
+        if self.free.is_empty() && self.tallies.len() >= self.rows_max {
+            self.forget_idle();
         }
         let fresh = Tally {
             max,
@@ -70,13 +79,22 @@ impl<N: Clone + Eq + Hash> Tallies<N> {
         (row, false)
     }
 
-    /// Gives the row back, unless it has calls. Only for a row that is a name's now.
-    pub(super) fn forget_idle(&mut self, row: usize) {
-        let (name, tally) = &self.tallies[row];
-        if tally.is_idle() {
-            self.rows.remove(name);
-            self.free.push(row);
-        }
+    fn forget_idle(&mut self) {
+        let Self {
+            rows,
+            tallies,
+            free,
+            ..
+        } = self;
+        rows.retain(|_, row| {
+            let idle = tallies[*row].1.is_idle();
+            if idle {
+                free.push(*row);
+            }
+            !idle
+        });
+        // At least as many new names as names that stay come before all are looked at again, however many are busy.
+        self.rows_max = ROWS_KEPT.max(2 * self.rows.len());
     }
 
     /// The tally by name; zeros when the name has no calls.
@@ -89,8 +107,8 @@ impl<N: Clone + Eq + Hash> Tallies<N> {
 
     /// No name has calls.
     #[cfg(test)]
-    pub(super) fn is_empty(&self) -> bool {
-        self.rows.is_empty() && self.free.len() == self.tallies.len()
+    pub(super) fn are_idle(&self) -> bool {
+        self.tallies.iter().all(|(_, tally)| tally.is_idle())
     }
 }
 
@@ -110,30 +128,61 @@ impl<N> IndexMut<usize> for Tallies<N> {
 
 #[cfg(test)]
 mod tests {
+    use super::ROWS_KEPT;
     use super::Tallies;
 
     #[test]
-    fn a_name_keeps_its_row_while_it_has_calls_and_no_longer() {
+    fn a_name_keeps_its_row_while_it_has_calls() {
         let mut tallies = Tallies::new();
-        let (a, _) = tallies.row(&"a", 1);
-        let (b, _) = tallies.row(&"b", 1);
+        let (a, _) = tallies.row(&usize::MAX, 1);
+        let (b, _) = tallies.row(&(usize::MAX - 1), 1);
         assert_ne!(a, b);
         tallies[a].in_flight = 1;
         tallies[b].waiting = 1;
-        tallies.forget_idle(a);
-        tallies.forget_idle(b);
-        assert_eq!(tallies.row(&"a", 1), (a, false));
-        assert_eq!(tallies.row(&"b", 1), (b, false));
+        for name in 0..3 * ROWS_KEPT {
+            let (row, _) = tallies.row(&name, 1);
+            assert!(row != a && row != b, "{name}");
+            assert_eq!(tallies[row], tallies.of(&name));
+            assert_eq!(tallies[row].in_flight, 0);
+        }
+        assert_eq!(tallies.row(&usize::MAX, 1), (a, false));
+        assert_eq!(tallies.row(&(usize::MAX - 1), 1), (b, false));
+        assert_eq!((tallies[a].in_flight, tallies[b].waiting), (1, 1));
+        assert!(!tallies.are_idle());
         tallies[a].in_flight = 0;
-        tallies.forget_idle(a);
-        assert_eq!(tallies.row(&"c", 1), (a, false), "the row is used again");
-        assert_eq!(tallies[a].in_flight, 0);
-        assert_eq!(tallies.of(&"b").waiting, 1);
-        assert_eq!(tallies.of(&"a").in_flight, 0);
         tallies[b].waiting = 0;
-        tallies.forget_idle(b);
-        tallies.forget_idle(a);
-        assert!(tallies.is_empty());
+        assert!(tallies.are_idle());
+    }
+
+    /// However many names come and go, rows are as many as are kept; or twice as many as were busy at a time.
+    #[test]
+    fn names_without_calls_are_remembered_up_to_a_limit() {
+        let mut tallies = Tallies::new();
+        for name in 0..10 * ROWS_KEPT {
+            tallies.row(&name, 1);
+        }
+        assert_eq!(tallies.tallies.len(), ROWS_KEPT);
+        assert!(tallies.rows.len() <= ROWS_KEPT);
+
+        let busy = 3 * ROWS_KEPT;
+        for name in 0..busy {
+            let (row, _) = tallies.row(&name, 1);
+            tallies[row].in_flight = 1;
+        }
+        for name in busy..10 * busy {
+            tallies.row(&name, 1);
+        }
+        assert!(tallies.tallies.len() <= 2 * busy);
+        for name in 0..busy {
+            let (row, _) = tallies.row(&name, 1);
+            assert_eq!(tallies[row].in_flight, 1);
+            tallies[row].in_flight = 0;
+        }
+        let rows = tallies.tallies.len();
+        for name in busy..10 * busy {
+            tallies.row(&name, 1);
+        }
+        assert_eq!(tallies.tallies.len(), rows, "none is lost");
     }
 
     #[test]
