@@ -26,6 +26,15 @@ pub const RATIO_MAX: usize = 200;
 /// Below this size the ratio isn't looked at.
 const RATIO_FREE_BYTES: usize = 64 * 1024;
 
+/// The names that they have in a reply's head.
+const KNOWN: [(&[u8], Encoding); 5] = [
+    (b"", Encoding::Identity),
+    (b"identity", Encoding::Identity),
+    (b"gzip", Encoding::Gzip),
+    (b"x-gzip", Encoding::Gzip),
+    (b"deflate", Encoding::Deflate),
+];
+
 /// Why a reply can't be unpacked.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -49,17 +58,13 @@ impl Encoding {
         let mut codings = headers.get_all(header::CONTENT_ENCODING).iter();
         match (codings.next(), codings.next()) {
             (None, _) => Ok(Self::Identity),
-            (Some(coding), None) => match coding
-                .as_bytes()
-                .trim_ascii()
-                .to_ascii_lowercase()
-                .as_slice()
-            {
-                b"" | b"identity" => Ok(Self::Identity),
-                b"gzip" | b"x-gzip" => Ok(Self::Gzip),
-                b"deflate" => Ok(Self::Deflate),
-                _ => Err(Error::Unasked),
-            },
+            (Some(coding), None) => {
+                let coding = coding.as_bytes().trim_ascii();
+                let known = KNOWN
+                    .iter()
+                    .find(|(name, _)| coding.eq_ignore_ascii_case(name));
+                known.map(|(_, encoding)| *encoding).ok_or(Error::Unasked)
+            }
             (Some(_), Some(_)) => Err(Error::Unasked),
         }
     }

@@ -258,14 +258,26 @@ impl<'de> Deserialize<'de> for Texts {
 
 /// `success` or `error`, in any letter case (contract, section 4).
 fn success<'de, D: Deserializer<'de>>(deserializer: D) -> Result<bool, D::Error> {
-    // What it is isn't repeated: it may be anything.
-    let neither = || D::Error::custom("`status` is neither success nor error");
-    let status = String::deserialize(deserializer).map_err(|_| neither())?;
-    match status.to_ascii_lowercase().as_str() {
-        "success" => Ok(true),
-        "error" => Ok(false),
-        _ => Err(neither()),
+    struct Reader;
+    impl Visitor<'_> for Reader {
+        type Value = bool;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("success or error")
+        }
+
+        fn visit_str<E: serde::de::Error>(self, status: &str) -> Result<bool, E> {
+            let success = status.eq_ignore_ascii_case("success");
+            if success || status.eq_ignore_ascii_case("error") {
+                Ok(success)
+            } else {
+                Err(E::custom("neither"))
+            }
+        }
     }
+    // What it is isn't repeated: it may be anything.
+    let neither = |_| D::Error::custom("`status` is neither success nor error");
+    deserializer.deserialize_str(Reader).map_err(neither)
 }
 
 /// An integer or a string of digits (contract, section 4). What is none of them isn't worth losing the answer for.
@@ -316,6 +328,9 @@ mod tests {
                 Some((true, None)),
             ),
             (r#"{"status":"SUCCESS"}"#, Some((true, None))),
+            (r#"{"status":"suc\u0063ess"}"#, Some((true, None))),
+            (r#"{"status":"success "}"#, None),
+            (r#"{"status":"\ud800"}"#, None),
             (
                 r#"{"data":{"status":"error"},"status":"Success"}"#,
                 Some((true, None)),
@@ -363,6 +378,24 @@ mod tests {
         ];
         for (body, expected) in cases {
             assert_eq!(verdict(body), expected, "{body}");
+        }
+    }
+
+    #[test]
+    fn a_status_that_is_none_of_the_two_is_not_repeated() {
+        for odd in ["\"canary\"", "7319", "true", "[\"canary\"]", "null"] {
+            let body = Bytes::from(format!("{{\"status\":{odd}}}"));
+            let headers = HeaderMap::new();
+            let error = read(StatusCode::OK, &headers, body, 99, &Answers::default());
+            let Err(Error::NotAnAnswer(cause)) = error else {
+                panic!("{odd}: {error:?}");
+            };
+            let cause = cause.to_string();
+            assert!(
+                cause.starts_with("`status` is neither success nor error"),
+                "{cause}"
+            );
+            assert!(!cause.contains(odd), "{cause}");
         }
     }
 
