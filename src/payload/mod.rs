@@ -7,7 +7,6 @@ pub mod scan;
 use std::future::ready;
 
 use bytes::Bytes;
-use bytes::BytesMut;
 use http::HeaderMap;
 use http::Version;
 use http::header;
@@ -271,12 +270,9 @@ impl Draft {
             };
         }
         let rest = &self.body[object.span.start + 1..object.span.end];
-        let mut spliced = BytesMut::with_capacity(rest.len() + app_id.as_str().len() + 13);
-        spliced.extend_from_slice(b"{\"appId\":\"");
-        spliced.extend_from_slice(app_id.as_str().as_bytes());
-        spliced.extend_from_slice(if object.empty { b"\"" } else { b"\"," });
-        spliced.extend_from_slice(rest);
-        Ok(payload(spliced.freeze()))
+        let (opening, app_id): (&[u8], _) = (b"{\"appId\":\"", app_id.as_str().as_bytes());
+        let closing: &[u8] = if object.empty { b"\"" } else { b"\"," };
+        Ok(payload([opening, app_id, closing, rest].concat().into()))
     }
 }
 
