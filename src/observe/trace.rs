@@ -14,6 +14,9 @@ pub const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 /// The caller's own id of a request.
 const CLIENT_ID: HeaderName = HeaderName::from_static("x-request-id");
 
+/// What a service sends that signs for itself (contract, section 2).
+const SIGNATURE: HeaderName = HeaderName::from_static("data-signature");
+
 /// The longest of them that is logged.
 const CLIENT_ID_LENGTH_MAX: usize = 64;
 
@@ -37,7 +40,10 @@ impl Trace {
             _ => None,
         };
         let given = only.and_then(Self::parse);
-        let given = given.filter(|trace| !is_signature(headers, &trace.to_string()));
+        let given = given.filter(|trace| {
+            let id = Uuid::from_u128(trace.id).simple();
+            !is_signature(headers, id.encode_lower(&mut Uuid::encode_buffer()))
+        });
         given.unwrap_or(Self {
             id: request.as_u128(),
             flags: 0,
@@ -72,7 +78,8 @@ impl Trace {
 
 impl fmt::Display for Trace {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:032x}", self.id)
+        // The same as `{:032x}`, which goes digit by digit.
+        Uuid::from_u128(self.id).simple().fmt(f)
     }
 }
 
@@ -103,9 +110,16 @@ pub fn client_id(headers: &HeaderMap) -> Option<Box<str>> {
 
 /// What a service signs with that still does is as secret as what is computed here, and 32 hex digits as many ids are.
 fn is_signature(headers: &HeaderMap, id: &str) -> bool {
-    let plain = id.replace('-', "");
-    let mut signatures = headers.get_all("data-signature").iter();
-    signatures.any(|value| value.as_bytes().eq_ignore_ascii_case(plain.as_bytes()))
+    let small = |byte: &u8| byte.to_ascii_lowercase();
+    let digits = id.as_bytes().iter().filter(|byte| **byte != b'-');
+    let mut signatures = headers.get_all(SIGNATURE).iter();
+    signatures.any(|value| {
+        value
+            .as_bytes()
+            .iter()
+            .map(small)
+            .eq(digits.clone().map(small))
+    })
 }
 
 #[cfg(test)]
@@ -202,6 +216,10 @@ mod tests {
         ] {
             headers.insert(name, HeaderValue::from_str(&value).expect("a value"));
         }
+        assert_eq!(client_id(&headers), None);
+        let with_hyphens = Uuid::parse_str(signature).expect("hex digits").to_string();
+        let value = HeaderValue::from_str(&with_hyphens).expect("a value");
+        headers.insert("x-request-id", value);
         assert_eq!(client_id(&headers), None);
         let request = Uuid::from_u128(7);
         assert_eq!(
