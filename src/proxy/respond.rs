@@ -147,7 +147,9 @@ impl Receipt {
             outcome,
             retryable,
             attempts: self.progress.attempts.load(Ordering::Acquire),
-            account: self.account(),
+            account: self
+                .account
+                .and_then(|number| self.series.account_header(number)),
         }
     }
 }
@@ -290,7 +292,7 @@ struct Header<'a> {
     outcome: Outcome,
     retryable: bool,
     attempts: u32,
-    account: Option<&'a AccountName>,
+    account: Option<&'a HeaderValue>,
 }
 
 /// The exchange's own answer, which ends it.
@@ -302,11 +304,14 @@ fn told_in(
 ) -> Response<Bytes> {
     exchange.status = Some(status.as_u16());
     exchange.told = true;
-    answer(
-        status,
-        body,
-        &Receipt::of(exchange).header(exchange.outcome, retryable),
-    )
+    let about = Header {
+        id: exchange.id,
+        outcome: exchange.outcome,
+        retryable,
+        attempts: exchange.progress.attempts.load(Ordering::Acquire),
+        account: exchange.account_header(),
+    };
+    answer(status, body, &about)
 }
 
 /// Of an answer, with those that its case and hyper add.
@@ -325,14 +330,20 @@ fn answer(status: StatusCode, body: Bytes, about: &Header<'_>) -> Response<Bytes
         RETRYABLE,
         HeaderValue::from_static(if about.retryable { "yes" } else { "no" }),
     );
-    headers.insert(ATTEMPTS, HeaderValue::from(about.attempts));
+    headers.insert(ATTEMPTS, attempts_value(about.attempts));
     headers.insert(REQUEST_ID, id_value(about.id));
     if let Some(account) = about.account {
-        let value =
-            HeaderValue::from_str(account.as_str()).expect("an account's name is a header value");
-        headers.insert(ACCOUNT, value);
+        headers.insert(ACCOUNT, account.clone());
     }
     response
+}
+
+fn attempts_value(attempts: u32) -> HeaderValue {
+    match attempts {
+        0 => HeaderValue::from_static("0"),
+        1 => HeaderValue::from_static("1"),
+        more => HeaderValue::from(more),
+    }
 }
 
 fn id_value(id: Uuid) -> HeaderValue {
