@@ -125,7 +125,7 @@ fn read(body: &[u8]) -> Result<Option<Object>, Fault> {
             Some("save or send the body as UTF-8 without a byte order mark"),
         ));
     }
-    let text = std::str::from_utf8(body).map_err(|error| {
+    let text = simdutf8::compat::from_utf8(body).map_err(|error| {
         let hint = if body.starts_with(b"\x1f\x8b") {
             "the body is compressed: send it as plain JSON"
         } else {
@@ -440,8 +440,7 @@ impl<'a> Scanner<'a> {
         if !self.peek().is_some_and(|byte| byte.is_ascii_digit()) {
             return Err(self.unexpected("a digit"));
         }
-        let rest = self.bytes[self.at..].iter();
-        self.at += rest.take_while(|byte| byte.is_ascii_digit()).count();
+        self.at += digits_length(&self.bytes[self.at..]);
         Ok(())
     }
 
@@ -526,26 +525,45 @@ struct Text {
 /// How many bytes stand before the first that means something in a string: a quote, a backslash or a control character. Bodies are mostly
 /// such text, so that eight bytes are looked at together.
 fn plain_length(text: &[u8]) -> usize {
+    length_before(text, special_bytes, |byte| {
+        matches!(byte, b'"' | b'\\' | ..0x20)
+    })
+}
+
+/// How many digits stand at its beginning. The vendor's ids have 18 of them.
+fn digits_length(text: &[u8]) -> usize {
+    length_before(text, others_than_digits, |byte| !byte.is_ascii_digit())
+}
+
+/// How many bytes stand before the first that is searched for, of which `among` eight shows the lowest by its top bit.
+fn length_before(text: &[u8], among: impl Fn(u64) -> u64, is_one: impl Fn(&u8) -> bool) -> usize {
     let (eights, rest) = text.as_chunks();
     for (number, eight) in eights.iter().enumerate() {
-        let found = special_bytes(u64::from_le_bytes(*eight));
+        let found = among(u64::from_le_bytes(*eight));
         if found != 0 {
             return number * 8 + found.trailing_zeros() as usize / 8;
         }
     }
-    let special = |byte: &u8| matches!(byte, b'"' | b'\\' | ..0x20);
-    text.len() - rest.len() + rest.iter().position(special).unwrap_or(rest.len())
+    text.len() - rest.len() + rest.iter().position(is_one).unwrap_or(rest.len())
 }
+
+const EACH: u64 = u64::from_le_bytes([1; 8]);
+const TOP: u64 = EACH << 7;
 
 /// The top bit of each byte that means something in a string. The lowest that is set is right; above it a borrow can set one too many.
 fn special_bytes(eight: u64) -> u64 {
-    const EACH: u64 = u64::from_le_bytes([1; 8]);
-    const TOP: u64 = EACH << 7;
     // A top bit that comes of a subtraction, and wasn't there before, is of a byte that was less.
     let less_than = |bytes: u64, limit: u64| bytes.wrapping_sub(EACH * limit) & !bytes & TOP;
     let quote = eight ^ (EACH * u64::from(b'"'));
     let backslash = eight ^ (EACH * u64::from(b'\\'));
     less_than(eight, 0x20) | less_than(quote, 1) | less_than(backslash, 1)
+}
+
+/// The top bit of each byte that isn't a digit. The lowest that is set is right; above it a carry can set one too many.
+fn others_than_digits(eight: u64) -> u64 {
+    let values = eight ^ (EACH * u64::from(b'0'));
+    // What is 10 or more reaches the top bit by this sum, if it isn't there already.
+    (values.wrapping_add(EACH * (0x80 - 10)) | values) & TOP
 }
 
 #[cfg(test)]
