@@ -126,9 +126,12 @@ fn for_task(task: &str, plan: &impl Serialize, cores: Cores) -> Result<Command> 
     Ok(command)
 }
 
-/// A program on these processors.
+/// A program on these processors, which is asked to end when this one does, however that happens.
 fn on(cores: Cores, program: &Path) -> Command {
     let mut command = Command::new("taskset");
-    command.arg("-c").arg(cores.0).arg(program);
+    command.arg("-c").arg(cores.0);
+    command
+        .args(["setpriv", "--pdeathsig", "TERM"])
+        .arg(program);
     command
 }
