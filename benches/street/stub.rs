@@ -145,8 +145,7 @@ async fn serve(
         }
         let (head, body) = buffer.split_at(end);
         let expected = rule::app_id_of(body).map(|app_id| rule::signature(app_id, body));
-        let mut seen = seen.borrow_mut();
-        match field(head, "data-signature") {
+        let count = |seen: &mut Seen| match field(head, "data-signature") {
             None => seen.unsigned += 1,
             Some(signature)
                 if expected.as_deref() == Some(signature)
@@ -155,8 +154,8 @@ async fn serve(
                 seen.signed += 1
             }
             Some(_) => seen.forged += 1,
-        }
-        drop(seen);
+        };
+        count(&mut seen.borrow_mut());
         stream.write_all(answer.as_bytes()).await?;
         stream.flush().await?;
     }
