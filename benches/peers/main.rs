@@ -3,6 +3,10 @@
 //!
 //! `cargo bench --bench peers` runs nine rounds; `-- --rounds 3 --only "HTTP/2"` fewer, and of them those cells alone. Without `--bench`, as
 //! `cargo test --bench peers` has it, it's one short round that shows that all still works.
+#![allow(
+    clippy::print_stderr,
+    reason = "a program that talks to whoever started it"
+)]
 
 #[path = "../street/mod.rs"]
 mod street;
@@ -30,7 +34,7 @@ fn main() -> ExitCode {
     if let Some(done) = street::task() {
         return done;
     }
-    match run(&street::settings::Settings::from_arguments()) {
+    match run(&street::settings::Settings::from_arguments(9)) {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
         Err(error) => {

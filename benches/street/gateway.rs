@@ -3,6 +3,8 @@
 use std::fs::File;
 use std::time::Duration;
 
+use kybio_gateway::operations::Catalogue;
+
 use super::process::Process;
 use super::{CALLERS, Cores, Result, Street, free_port, on, rule};
 
@@ -78,12 +80,15 @@ client_ca = "tls/callers-ca.pem"
 connections_max = 15000
 connections_per_address_max = 15000
 connections_per_caller_max = 15000
+idle_timeout = "10m"
 
 [admin]
 address = "127.0.0.1:{admin}"
 
 [runtime]
 workers = {}
+drain_delay = "0s"
+drain_timeout = "1s"
 
 "#,
         shape.workers
@@ -97,18 +102,26 @@ workers = {}
     for number in 0..shape.accounts {
         let app_id = rule::app_id(number);
         let key = format!("keys/{number}");
-        let file = street.write(&key, &rule::key(&app_id))?;
-        std::fs::set_permissions(file, std::os::unix::fs::PermissionsExt::from_mode(0o600))?;
+        // The same for all gateways of the street, and thousands of them take a while.
+        if !street.path(&key).exists() {
+            let file = street.write(&key, &rule::key(&app_id))?;
+            std::fs::set_permissions(file, std::os::unix::fs::PermissionsExt::from_mode(0o600))?;
+        }
         write!(
             text,
             "[accounts.account-{number}]\nupstream = \"host-{}\"\napp_id = \"{app_id}\"\napp_key_file = \"{key}\"\nin_flight_max = 200\n\n",
             number % hosts.len()
         )?;
     }
+    // No pattern grants those that want their exact name.
+    let catalogue = Catalogue::shipped();
+    let explicit = catalogue.iter().filter(|operation| operation.explicit);
+    let explicit = explicit.map(|operation| operation.name.as_str());
+    let operations: Vec<_> = std::iter::once("*").chain(explicit).collect();
     for number in 0..shape.callers {
         write!(
             text,
-            "[callers.load-{number}]\nidentities = [\"spiffe://street.example/load-{number}\"]\naccounts = [\"account-*\"]\ndefault_account = \"account-0\"\noperations = [\"*\"]\nin_flight_max = 200\n\n"
+            "[callers.load-{number}]\nidentities = [\"spiffe://street.example/load-{number}\"]\naccounts = [\"account-*\"]\ndefault_account = \"account-0\"\noperations = {operations:?}\nin_flight_max = 200\n\n"
         )?;
     }
     Ok(text)

@@ -13,6 +13,7 @@ use hdrhistogram::Histogram;
 use http_body_util::{BodyExt, Full};
 use hyper::client::conn::http2;
 use hyper_util::rt::{TokioExecutor, TokioIo};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use rustls::pki_types::ServerName;
 use rustls::{ClientConfig, HandshakeKind};
 use serde::{Deserialize, Serialize};
@@ -72,10 +73,17 @@ pub struct Plan {
     pub body_bytes: usize,
     /// Signs by itself, as whoever calls KYBIO directly does.
     pub signs: bool,
+    /// Callers that its connections come as, in turn.
+    pub callers: usize,
     /// Accounts that it names in turn; 0 names none.
     pub accounts: usize,
     /// Operations that it calls in turn.
     pub operations: Vec<String>,
+    /// Requests that it has ready at least, if need be several of a kind. So many have been answered before its window begins.
+    pub prepared: usize,
+    /// Requests come in any order instead of in turn, and those at a fixed rate at any time, as from many who don't know of each other
+    /// (a Poisson process).
+    pub shuffled: bool,
     /// Offers the hybrid key exchange too.
     pub post_quantum: bool,
     /// Whose processor time counts.
@@ -94,8 +102,11 @@ impl Plan {
             window_ms: 1_000,
             body_bytes: 1_024,
             signs: false,
+            callers: CALLERS,
             accounts: 0,
             operations: vec![OPERATION.to_owned()],
+            prepared: 1,
+            shuffled: false,
             post_quantum: false,
             watch: watch.to_vec(),
         }
@@ -160,6 +171,9 @@ struct Crowd {
     /// One for each caller.
     credentials: Vec<Arc<ClientConfig>>,
     next: Cell<usize>,
+    random: RefCell<fastrand::Rng>,
+    /// Over all the time.
+    answered: Cell<usize>,
     in_window: Cell<bool>,
     over: Cell<bool>,
     outcome: RefCell<Outcome>,
@@ -192,7 +206,8 @@ async fn busy(crowd: &Rc<Crowd>) -> Result<()> {
         }
         // Connections are there before the first is due. A thread of its own, because the runtime's timers know milliseconds alone.
         sleep(Duration::from_millis(plan.warm_up_ms)).await;
-        std::thread::spawn(move || keep_pace(rate, &sends));
+        let shuffled = plan.shuffled;
+        std::thread::spawn(move || keep_pace(rate, shuffled, &sends));
     }
     for number in 0..plan.connections {
         let crowd = Rc::clone(crowd);
@@ -204,9 +219,25 @@ async fn busy(crowd: &Rc<Crowd>) -> Result<()> {
         };
     }
     sleep(Duration::from_millis(plan.warm_up_ms)).await;
+    let prepared = || crowd.answered.get() >= plan.prepared;
+    timeout(WARM_UP_TIMEOUT, until(prepared, crowd))
+        .await
+        .map_err(|_| {
+            format!(
+                "in {WARM_UP_TIMEOUT:?} {} of {} requests were answered",
+                crowd.answered.get(),
+                plan.prepared
+            )
+        })?;
     let (began, used) = (Instant::now(), clock::run_ns(&plan.watch)?);
     crowd.in_window.set(true);
     sleep(Duration::from_millis(plan.window_ms)).await;
+    // A short window on a busy machine lasts until there's something to divide by; without any, the outcome says so.
+    let _ = timeout(
+        PATIENCE,
+        until(|| crowd.outcome.borrow().answered > 0, crowd),
+    )
+    .await;
     crowd.in_window.set(false);
     let used = clock::run_ns(&plan.watch)? - used;
     let took = began.elapsed();
@@ -227,11 +258,26 @@ async fn busy(crowd: &Rc<Crowd>) -> Result<()> {
     Ok(())
 }
 
+/// Until it's so, or something fails, which is told at the end.
+async fn until(is_so: impl Fn() -> bool, crowd: &Crowd) {
+    while !is_so() && crowd.outcome.borrow().failed == 0 {
+        sleep(Duration::from_millis(1)).await;
+    }
+}
+
 /// Says to each connection in turn when its next request is due.
-fn keep_pace(rate: u32, sends: &[mpsc::UnboundedSender<Instant>]) {
+fn keep_pace(rate: u32, shuffled: bool, sends: &[mpsc::UnboundedSender<Instant>]) {
+    let mut random = fastrand::Rng::with_seed(SEED);
     let began = Instant::now();
+    let mut due = began;
     for number in 0u32.. {
-        let due = began + Duration::from_secs(1) * number / rate;
+        if shuffled {
+            // Times between events of a Poisson process are distributed exponentially.
+            let gap = -(1.0 - random.f64()).ln() / f64::from(rate);
+            due += Duration::from_secs_f64(gap);
+        } else {
+            due = began + Duration::from_secs(1) * number / rate;
+        }
         std::thread::sleep(due.saturating_duration_since(Instant::now()));
         if sends[number as usize % sends.len()].send(due).is_err() {
             return;
@@ -240,6 +286,7 @@ fn keep_pace(rate: u32, sends: &[mpsc::UnboundedSender<Instant>]) {
 }
 
 async fn idle(crowd: &Rc<Crowd>) -> Result<()> {
+    raise_descriptor_limit()?;
     // So many at a time come in, as after a restart.
     const AT_A_TIME: usize = 32;
     let mut open = Vec::new();
@@ -251,7 +298,7 @@ async fn idle(crowd: &Rc<Crowd>) -> Result<()> {
                 let (crowd, number) = (Rc::clone(crowd), *number);
                 tokio::task::spawn_local(async move {
                     let mut connection = crowd.connect(number).await?;
-                    connection.ask(&crowd.requests[0]).await?;
+                    timeout(PATIENCE, connection.ask(&crowd.requests[0])).await??;
                     Ok::<_, io::Error>(connection)
                 })
             })
@@ -266,6 +313,14 @@ async fn idle(crowd: &Rc<Crowd>) -> Result<()> {
     println!("{}", serde_json::to_string(&*crowd.outcome.borrow())?);
     tokio::task::spawn_blocking(|| stdin().read_to_end(&mut Vec::new())).await??;
     drop(open);
+    Ok(())
+}
+
+/// Descriptors for more connections than a shell allows.
+fn raise_descriptor_limit() -> io::Result<()> {
+    let maximum = getrlimit(Resource::Nofile).maximum;
+    let current = maximum;
+    setrlimit(Resource::Nofile, Rlimit { current, maximum })?;
     Ok(())
 }
 
@@ -289,14 +344,14 @@ async fn kept(crowd: Rc<Crowd>, number: usize, mut due: Option<mpsc::UnboundedRe
                     None => return,
                 },
             };
+            if crowd.over.get() {
+                return;
+            }
             if let Err(error) = connection.ask(crowd.request()).await {
                 crowd.failed(&error);
                 break;
             }
             crowd.answered(began);
-            if crowd.over.get() {
-                return;
-            }
         }
     }
 }
@@ -307,7 +362,7 @@ async fn fresh(crowd: Rc<Crowd>, number: usize) {
         return;
     };
     // Each has sessions of its own.
-    let caller = format!("load-{}", number % CALLERS);
+    let caller = format!("load-{}", number % crowd.plan.callers);
     let config = tls::client(
         &crowd.plan.tls,
         &caller,
@@ -407,6 +462,12 @@ struct Connection {
 /// No answer takes longer.
 const PATIENCE: Duration = Duration::from_secs(20);
 
+/// So long all requests that were prepared may take, each once.
+const WARM_UP_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// Chance is the same in each run, so that runs can be compared.
+const SEED: u64 = 1_456_819_200;
+
 impl Connection {
     async fn ask(&mut self, request: &[u8]) -> io::Result<()> {
         self.stream.write_all(request).await?;
@@ -442,7 +503,7 @@ impl Crowd {
         } else {
             b"http/1.1"
         };
-        let credentials = (0..CALLERS.min(plan.connections.max(1)))
+        let credentials = (0..plan.callers.min(plan.connections.max(1)))
             .map(|number| {
                 tls::client(
                     &plan.tls,
@@ -457,7 +518,7 @@ impl Crowd {
         let requests = if matches!(plan.mode, Mode::Streams { .. }) {
             vec![body.into()]
         } else {
-            let count = plan.accounts.max(plan.operations.len());
+            let count = plan.prepared.max(plan.accounts).max(plan.operations.len());
             (0..count)
                 .map(|number| request(&plan, number, &body))
                 .collect()
@@ -466,6 +527,8 @@ impl Crowd {
             requests,
             credentials,
             next: Cell::new(0),
+            random: RefCell::new(fastrand::Rng::with_seed(SEED)),
+            answered: Cell::new(0),
             in_window: Cell::new(false),
             over: Cell::new(false),
             outcome: RefCell::default(),
@@ -474,8 +537,12 @@ impl Crowd {
         })
     }
 
-    /// The next one in turn.
+    /// The next one in turn, or any.
     fn request(&self) -> &Bytes {
+        if self.plan.shuffled {
+            let any = self.random.borrow_mut().usize(..self.requests.len());
+            return &self.requests[any];
+        }
         let next = self.next.get();
         self.next.set((next + 1) % self.requests.len());
         &self.requests[next]
@@ -506,6 +573,7 @@ impl Crowd {
     }
 
     fn answered(&self, began: Instant) {
+        self.answered.set(self.answered.get() + 1);
         if self.in_window.get() {
             self.outcome.borrow_mut().answered += 1;
             let took = u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX);

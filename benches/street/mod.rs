@@ -13,6 +13,7 @@ pub mod clock;
 pub mod gateway;
 pub mod load;
 pub mod machine;
+pub mod metrics;
 pub mod nginx;
 pub mod noise;
 pub mod process;

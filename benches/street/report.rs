@@ -59,7 +59,7 @@ pub struct Figure {
     /// In what.
     pub unit: &'static str,
     /// Of whom, and what came out in each round.
-    pub samples: Vec<(&'static str, Samples)>,
+    pub samples: Vec<(String, Samples)>,
     /// What is demanded.
     pub demands: Vec<Demand>,
 }
@@ -118,12 +118,15 @@ impl Figure {
     pub fn new(
         name: impl Into<String>,
         unit: &'static str,
-        samples: Vec<(&'static str, Samples)>,
+        samples: Vec<(impl Into<String>, Samples)>,
     ) -> Self {
+        let samples = samples.into_iter();
         Self {
             name: name.into(),
             unit,
-            samples,
+            samples: samples
+                .map(|(whose, samples)| (whose.into(), samples))
+                .collect(),
             demands: Vec::new(),
         }
     }
@@ -132,7 +135,7 @@ impl Figure {
     pub fn median(&self, whose: &str) -> f64 {
         self.samples
             .iter()
-            .find(|(name, _)| *name == whose)
+            .find(|(name, _)| name == whose)
             .map_or(0.0, |(_, samples)| samples.median())
     }
 

@@ -15,8 +15,9 @@ pub struct Settings {
 }
 
 impl Settings {
-    /// Of this process. `cargo bench` says `--bench`; without it, it's only to be seen that all works.
-    pub fn from_arguments() -> Self {
+    /// Of this process: so many rounds unless it's told otherwise. `cargo bench` says `--bench`; without it, it's only to be seen that
+    /// all works.
+    pub fn from_arguments(rounds: u64) -> Self {
         let arguments: Vec<_> = std::env::args().skip(1).collect();
         let after = |name: &str| {
             let at = arguments.iter().position(|each| each == name)?;
@@ -29,7 +30,7 @@ impl Settings {
         };
         let demands = arguments.iter().any(|each| each == "--bench");
         let (rounds, warm_up_ms, window_ms) = if demands {
-            (9, 300, 1_200)
+            (rounds, 300, 1_200)
         } else {
             (1, 50, 100)
         };
