@@ -1,7 +1,8 @@
 //! How many calls each name has under way and how many wait. A name that has neither is remembered until there are too many of them: names come
 //! from configuration, and the next call's are mostly the last one's.
 
-use std::collections::BTreeMap;
+use std::collections::HashMap;
+use std::hash::Hash;
 use std::ops::Index;
 use std::ops::IndexMut;
 
@@ -32,7 +33,7 @@ const ROWS_KEPT: usize = 1_024;
 
 /// The tallies of all names of one kind. Each is found by its name once and by its row from then on.
 pub(super) struct Tallies<N> {
-    rows: BTreeMap<N, usize>,
+    rows: HashMap<N, usize>,
     /// A free row keeps its last name until the next moves in.
     tallies: Vec<(N, Tally)>,
     free: Vec<usize>,
@@ -40,11 +41,11 @@ pub(super) struct Tallies<N> {
     rows_max: usize,
 }
 
-impl<N: Clone + Ord> Tallies<N> {
+impl<N: Clone + Eq + Hash> Tallies<N> {
     /// None.
     pub(super) fn new() -> Self {
         Self {
-            rows: BTreeMap::new(),
+            rows: HashMap::new(),
             tallies: Vec::new(),
             free: Vec::new(),
             rows_max: ROWS_KEPT,
