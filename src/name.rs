@@ -1,6 +1,7 @@
 //! The names that configuration gives to accounts, callers and upstreams. They become metric labels and headers, so their alphabet is small.
 //! A clone is another handle to the same text: each request hands several on.
 
+use std::borrow::Borrow;
 use std::fmt;
 use std::sync::Arc;
 
@@ -38,6 +39,13 @@ macro_rules! name {
             /// The name as it was written.
             #[must_use]
             pub fn as_str(&self) -> &str {
+                &self.0
+            }
+        }
+
+        impl Borrow<str> for $name {
+            /// So that a map of names can be asked for a text.
+            fn borrow(&self) -> &str {
                 &self.0
             }
         }

@@ -1,7 +1,7 @@
 //! Patterns in grants: a name, or a name with `*` for any run of characters.
 
 /// One pattern, compared without regard to letter case.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Pattern(Box<str>);
 
 impl Pattern {

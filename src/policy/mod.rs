@@ -159,7 +159,7 @@ struct Numbered {
 enum Choice {
     Settled(Numbered),
     ByAppId {
-        accounts: Arc<HashMap<AppId, Numbered>>,
+        accounts: Arc<Accounts>,
         fallback: Option<Numbered>,
     },
 }
@@ -251,7 +251,7 @@ impl Permit {
                     caller: self.caller.clone(),
                 })?,
                 Some(written) => {
-                    let account = accounts.get(written).cloned();
+                    let account = accounts.by_app_id.get(written).cloned();
                     account.ok_or_else(|| Error::ForeignAppId {
                         caller: self.caller.clone(),
                     })?
@@ -274,7 +274,15 @@ pub struct Policy {
     /// By their names in small letters.
     operations: BTreeMap<String, Asked>,
     unsupported: Vec<Unsupported>,
-    callers: BTreeMap<CallerName, Granted>,
+    callers: HashMap<CallerName, Granted>,
+}
+
+/// The accounts that the same patterns are for. Callers that have them share it: a thousand callers of ten thousand accounts would take
+/// hundreds of megabytes otherwise.
+#[derive(Debug)]
+struct Accounts {
+    by_name: HashMap<AccountName, Numbered>,
+    by_app_id: HashMap<AppId, Numbered>,
 }
 
 #[derive(Debug)]
@@ -284,9 +292,9 @@ struct Granted {
     in_flight_max: usize,
     /// By the operation's number.
     operations: Vec<bool>,
-    accounts: BTreeMap<AccountName, Numbered>,
+    accounts: Arc<Accounts>,
     fallback: Option<Numbered>,
-    by_app_id: Option<Arc<HashMap<AppId, Numbered>>>,
+    account_by: AccountBy,
 }
 
 impl Policy {
@@ -303,8 +311,12 @@ impl Policy {
                 },
             )
         });
+        let mut shared = HashMap::new();
         let callers = callers.iter().enumerate().map(|(number, rules)| {
-            let granted = Granted::new(number, rules, catalogue, accounts);
+            let mine = shared
+                .entry(&rules.accounts)
+                .or_insert_with(|| Arc::new(Accounts::matching(&rules.accounts, accounts)));
+            let granted = Granted::new(number, rules, catalogue, Arc::clone(mine));
             (rules.name.clone(), granted)
         });
         Self {
@@ -428,12 +440,35 @@ impl Policy {
     }
 }
 
+impl Accounts {
+    fn matching(patterns: &[Pattern], accounts: &[Arc<Account>]) -> Self {
+        let is_mine = |account: &Account| {
+            let name = account.name.as_str();
+            patterns.iter().any(|pattern| pattern.matches(name))
+        };
+        let numbered = accounts.iter().enumerate();
+        let mine: Vec<_> = numbered
+            .filter(|(_, account)| is_mine(account))
+            .map(|(number, account)| Numbered {
+                number,
+                account: Arc::clone(account),
+            })
+            .collect();
+        let app_id = |each: &Numbered| (each.account.app_id.clone(), each.clone());
+        let name = |each: &Numbered| (each.account.name.clone(), each.clone());
+        Self {
+            by_app_id: mine.iter().map(app_id).collect(),
+            by_name: mine.iter().map(name).collect(),
+        }
+    }
+}
+
 impl Granted {
     fn new(
         number: usize,
         rules: &CallerRules,
         catalogue: &Catalogue,
-        accounts: &[Arc<Account>],
+        accounts: Arc<Accounts>,
     ) -> Self {
         let operations = catalogue.iter().map(|operation| {
             let matches = |pattern: &Pattern| {
@@ -442,72 +477,41 @@ impl Granted {
             };
             rules.operations.iter().any(matches)
         });
-        let mine = accounts.iter().enumerate().filter(|(_, account)| {
-            rules
-                .accounts
-                .iter()
-                .any(|pattern| pattern.matches(account.name.as_str()))
-        });
-        let mine: BTreeMap<_, _> = mine
-            .map(|(number, account)| {
-                let account = Arc::clone(account);
-                (account.name.clone(), Numbered { number, account })
-            })
-            .collect();
-        let only = || {
-            if mine.len() == 1 {
-                mine.values().next()
-            } else {
-                None
-            }
-        };
-        let fallback = rules
-            .default_account
-            .as_ref()
-            .map_or_else(only, |name| mine.get(name))
-            .cloned();
-        let by_app_id = match rules.account_by {
-            AccountBy::Header => None,
-            AccountBy::AppId => Some(Arc::new(
-                mine.values()
-                    .map(|mine| (mine.account.app_id.clone(), mine.clone()))
-                    .collect(),
-            )),
-        };
+        let all = &accounts.by_name;
+        let only = || all.values().next().filter(|_| all.len() == 1);
+        let default = rules.default_account.as_ref();
+        let fallback = default.map_or_else(only, |name| all.get(name)).cloned();
         Self {
             number,
             paused: rules.paused,
             in_flight_max: rules.in_flight_max,
             operations: operations.collect(),
-            accounts: mine,
+            accounts,
             fallback,
-            by_app_id,
+            account_by: rules.account_by,
         }
     }
 
     fn choose(&self, caller: &Caller, headers: &HeaderMap) -> Result<Choice, Error> {
         let mut named = headers.get_all(ACCOUNT_HEADER).iter();
-        match (named.next(), named.next(), &self.by_app_id) {
+        match (named.next(), named.next(), self.account_by) {
             (Some(_), Some(_), _) => Err(Error::BadAccountHeader),
             (Some(name), None, _) => {
-                let name = name
-                    .to_str()
-                    .ok()
-                    .and_then(|name| AccountName::new(name).ok())
-                    .ok_or(Error::BadAccountHeader)?;
-                let account = self
-                    .accounts
-                    .get(&name)
-                    .ok_or_else(|| Error::AccountNotGranted {
-                        caller: caller.name().clone(),
-                    })?;
-                Ok(Choice::Settled(account.clone()))
+                let name = name.to_str().map_err(|_| Error::BadAccountHeader)?;
+                let account = self.accounts.by_name.get(name).cloned();
+                account.map(Choice::Settled).ok_or_else(|| {
+                    AccountName::new(name).map_or(Error::BadAccountHeader, |_| {
+                        Error::AccountNotGranted {
+                            caller: caller.name().clone(),
+                        }
+                    })
+                })
             }
-            (None, _, Some(accounts)) => Ok(Choice::ByAppId {
-                accounts: Arc::clone(accounts),
+            (None, _, AccountBy::AppId) => Ok(Choice::ByAppId {
+                accounts: Arc::clone(&self.accounts),
                 fallback: self.fallback.clone(),
             }),
-            (None, _, None) => {
+            (None, _, AccountBy::Header) => {
                 let account = self
                     .fallback
                     .as_ref()
