@@ -9,14 +9,25 @@ use bytes::BytesMut;
 pub struct Pieces {
     /// The only piece, as long as it's the only one.
     first: Bytes,
+    /// Behind the room that is left.
     all: BytesMut,
+    headroom: usize,
 }
 
 impl Pieces {
+    /// With room for so many bytes before the text, if it comes in more than one piece: who puts something there needn't copy the rest.
+    #[must_use]
+    pub fn behind(headroom: usize) -> Self {
+        Self {
+            headroom,
+            ..Self::default()
+        }
+    }
+
     /// Bytes so far.
     #[must_use]
     pub fn length(&self) -> usize {
-        self.first.len() + self.all.len()
+        self.first.len() + self.all.len().saturating_sub(self.headroom)
     }
 
     /// The next piece. `rest` is how much is known to come after it.
@@ -27,6 +38,9 @@ impl Pieces {
         if self.length() == 0 {
             self.first = piece;
             return;
+        }
+        if self.all.is_empty() {
+            self.all.resize(self.headroom, 0);
         }
         let first = std::mem::take(&mut self.first);
         self.all.extend_from_slice(&first);
@@ -39,10 +53,17 @@ impl Pieces {
     /// All of it.
     #[must_use]
     pub fn whole(self) -> Bytes {
+        let (mut bytes, headroom) = self.with_headroom();
+        bytes.split_off(headroom)
+    }
+
+    /// All of it behind the room before it, and how much that is: none, if it came in one piece.
+    #[must_use]
+    pub fn with_headroom(self) -> (Bytes, usize) {
         if self.all.is_empty() {
-            self.first
+            (self.first, 0)
         } else {
-            self.all.freeze()
+            (self.all.freeze(), self.headroom)
         }
     }
 }
@@ -68,8 +89,8 @@ mod tests {
 
     proptest! {
         #[test]
-        fn whatever_the_pieces_all_bytes_are_there(texts in proptest::collection::vec(proptest::collection::vec(any::<u8>(), 0..9), 0..9), rest in 0usize..1_000) {
-            let mut pieces = Pieces::default();
+        fn whatever_the_pieces_all_bytes_are_there(texts in proptest::collection::vec(proptest::collection::vec(any::<u8>(), 0..9), 0..9), rest in 0usize..1_000, headroom in 0usize..9) {
+            let mut pieces = Pieces::behind(headroom);
             for text in &texts {
                 pieces.push(Bytes::copy_from_slice(text), rest);
             }

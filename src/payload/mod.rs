@@ -5,6 +5,7 @@ pub mod room;
 pub mod scan;
 
 use std::future::ready;
+use std::ops::Range;
 
 use bytes::Bytes;
 use http::HeaderMap;
@@ -135,7 +136,9 @@ pub struct Sizes {
 /// A whole body, and the memory that it takes.
 #[derive(Debug)]
 pub struct Whole {
+    /// Behind so much room.
     bytes: Bytes,
+    headroom: usize,
     held: Option<Held>,
 }
 
@@ -143,15 +146,27 @@ impl Whole {
     /// One that nobody has to wait for.
     #[must_use]
     pub fn in_one_piece(bytes: Bytes) -> Self {
-        Self { bytes, held: None }
+        Self {
+            bytes,
+            headroom: 0,
+            held: None,
+        }
+    }
+
+    fn written(&self) -> &[u8] {
+        &self.bytes[self.headroom..]
     }
 
     /// Its length in bytes.
     #[must_use]
     pub fn length(&self) -> usize {
-        self.bytes.len()
+        self.bytes.len() - self.headroom
     }
 }
+
+/// Before the `appId` of a body, and behind it where other members follow.
+const OPENING: &[u8] = b"{\"appId\":\"";
+const CLOSING: &[u8] = b"\",";
 
 /// Reads the whole body, and takes room for it where it doesn't come in one piece.
 ///
@@ -173,7 +188,7 @@ async fn collect<B>(mut body: B, sizes: Sizes, mut held: Held) -> Result<Whole, 
 where
     B: Body<Data = Bytes> + Unpin,
 {
-    let mut pieces = Pieces::default();
+    let mut pieces = Pieces::behind(OPENING.len() + AppId::LENGTH_MAX + CLOSING.len());
     // Of the first piece, until it's known whether the rest has to be waited for.
     let mut uncounted = 0;
     loop {
@@ -204,15 +219,18 @@ where
         pieces.push(piece, rest.min(sizes.body_bytes_max));
     }
     let held = (uncounted < pieces.length()).then_some(held);
-    let bytes = pieces.whole();
-    Ok(Whole { bytes, held })
+    let (bytes, headroom) = pieces.with_headroom();
+    Ok(Whole {
+        bytes,
+        headroom,
+        held,
+    })
 }
 
 /// A checked body that doesn't name its account for certain yet.
 #[derive(Debug)]
 pub struct Draft {
-    body: Bytes,
-    held: Option<Held>,
+    whole: Whole,
     object: Option<Object>,
 }
 
@@ -221,16 +239,15 @@ pub struct Draft {
 /// # Errors
 /// The first fault, with its byte offset and a hint.
 pub fn check(whole: Whole) -> Result<Draft, Fault> {
-    let Whole { bytes: body, held } = whole;
-    let object = scan::scan(&body)?;
-    Ok(Draft { body, held, object })
+    let object = scan::scan(whole.written())?;
+    Ok(Draft { whole, object })
 }
 
 impl Draft {
     /// All bytes that the caller sent.
     #[must_use]
-    pub fn written(&self) -> &Bytes {
-        &self.body
+    pub fn written(&self) -> &[u8] {
+        self.whole.written()
     }
 
     /// The `appId` that the caller wrote, if it did.
@@ -238,7 +255,7 @@ impl Draft {
     pub fn app_id(&self) -> Option<&str> {
         let span = self.object.as_ref()?.app_id.clone()?;
         // The scanner has seen UTF-8 and no escape here.
-        self.body
+        self.written()
             .get(span)
             .and_then(|value| std::str::from_utf8(value).ok())
     }
@@ -248,31 +265,51 @@ impl Draft {
     /// # Errors
     /// When it names another one.
     pub fn address(self, app_id: &AppId) -> Result<Payload, Error> {
-        let payload = |bytes| Payload {
+        let Self { whole, object } = self;
+        let app_id = app_id.as_str().as_bytes();
+        let bytes = match object {
+            None => [OPENING, app_id, b"\"}"].concat().into(),
+            Some(Object {
+                span,
+                app_id: Some(value),
+                ..
+            }) => {
+                if whole.written().get(value.clone()) != Some(app_id) {
+                    return Err(Error::ForeignAppId {
+                        offset: value.start,
+                    });
+                }
+                let Range { start, end } = span;
+                whole
+                    .bytes
+                    .slice(whole.headroom + start..whole.headroom + end)
+            }
+            Some(Object { span, empty, .. }) => {
+                let closing = if empty { &CLOSING[..1] } else { CLOSING };
+                let (start, end) = (whole.headroom + span.start + 1, whole.headroom + span.end);
+                behind(&[OPENING, app_id, closing], whole.bytes, start..end)
+            }
+        };
+        Ok(Payload {
             bytes,
-            _held: self.held,
-        };
-        let Some(object) = self.object else {
-            let only = format!("{{\"appId\":\"{}\"}}", app_id.as_str());
-            return Ok(payload(only.into()));
-        };
-        if let Some(value) = object.app_id {
-            let same = self
-                .body
-                .get(value.clone())
-                .is_some_and(|written| written == app_id.as_str().as_bytes());
-            return if same {
-                Ok(payload(self.body.slice(object.span)))
-            } else {
-                Err(Error::ForeignAppId {
-                    offset: value.start,
-                })
-            };
+            _held: whole.held,
+        })
+    }
+}
+
+/// A part of a text behind these others: in the room before it, if there's enough and nobody else holds the text, else in a copy.
+fn behind(before: &[&[u8]; 3], text: Bytes, part: Range<usize>) -> Bytes {
+    let before = before.concat();
+    let copied = |text: &[u8]| [&before, &text[part.clone()]].concat().into();
+    let Some(begin) = part.start.checked_sub(before.len()) else {
+        return copied(&text);
+    };
+    match text.try_into_mut() {
+        Ok(mut text) => {
+            text[begin..part.start].copy_from_slice(&before);
+            text.freeze().slice(begin..part.end)
         }
-        let rest = &self.body[object.span.start + 1..object.span.end];
-        let (opening, app_id): (&[u8], _) = (b"{\"appId\":\"", app_id.as_str().as_bytes());
-        let closing: &[u8] = if object.empty { b"\"" } else { b"\"," };
-        Ok(payload([opening, app_id, closing, rest].concat().into()))
+        Err(text) => copied(&text),
     }
 }
 
