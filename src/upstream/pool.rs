@@ -232,10 +232,9 @@ impl Pool {
         let falls = self.upstream.breaker.falls();
         let (wire, socket) = connect(&self.upstream, &self.clock, deadline, 0).await?;
         let accepted = wire.accepted();
-        // One buffer a write; header names as the vendor's own clients send them don't matter (contract, section 2).
+        // Header names as the vendor's own clients send them don't matter (contract, section 2).
         let handshake = http1::Builder::new()
             .max_buf_size(HEAD_BYTES_MAX)
-            .writev(false)
             .handshake(TokioIo::new(wire));
         let (sender, driver) = handshake.await.map_err(|cause| Error::Unsent {
             cause,

@@ -2,6 +2,7 @@
 //! nothing has left, and keeps the socket within reach of the pool.
 
 use std::io;
+use std::io::IoSlice;
 use std::mem::MaybeUninit;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -28,6 +29,16 @@ impl Accepted {
     #[must_use]
     pub fn count(&self) -> u64 {
         self.0.load(Ordering::Acquire)
+    }
+
+    fn add(&self, result: &Poll<io::Result<usize>>) {
+        let taken = match result {
+            Poll::Ready(Ok(count)) => *count as u64,
+            // A write that failed half-way may have taken some of it.
+            Poll::Ready(Err(_)) => 1,
+            Poll::Pending => 0,
+        };
+        self.0.fetch_add(taken, Ordering::AcqRel);
     }
 }
 
@@ -176,14 +187,23 @@ impl AsyncWrite for Wire {
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
         let result = self.inner().poll_write(cx, bytes);
-        let taken = match &result {
-            Poll::Ready(Ok(count)) => *count as u64,
-            // A write that failed half-way may have taken some of it.
-            Poll::Ready(Err(_)) => 1,
-            Poll::Pending => 0,
-        };
-        self.accepted.0.fetch_add(taken, Ordering::AcqRel);
+        self.accepted.add(&result);
         result
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        parts: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let result = self.inner().poll_write_vectored(cx, parts);
+        self.accepted.add(&result);
+        result
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        // TLS makes one record of several parts; a socket alone would be given one after the other.
+        matches!(self.stream, Stream::Tls(_))
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
