@@ -13,7 +13,6 @@ use crate::identity::Presented;
 use crate::listener::Gate;
 use crate::listener::Listener;
 use crate::listener::Peer;
-use crate::listener::standing;
 use crate::listener::standing::Standing;
 use crate::listener::tls;
 use crate::listener::tls::Bearer;
@@ -61,7 +60,7 @@ impl Listener {
         None
     }
 
-    /// A handshake is complete. A resumed session is verified like a new one, which the library doesn't do.
+    /// A handshake is complete. A resumed session's certificates are verified too, which the library doesn't do.
     fn admit(
         &self,
         stream: &TlsStream<TcpStream>,
@@ -72,7 +71,7 @@ impl Listener {
         let chain = session.peer_certificates().unwrap_or_default();
         let resumed = session.handshake_kind() == Some(HandshakeKind::Resumed);
         if resumed {
-            standing::verify(gate, chain, &self.clock)?;
+            self.verified.verify(gate, chain, &self.clock)?;
         }
         let kind = HANDSHAKES[usize::from(resumed)];
         self.metrics.handshakes.with_label_values(&[kind]).inc();

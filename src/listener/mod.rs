@@ -15,6 +15,7 @@ pub mod socket;
 pub mod standing;
 mod tickets;
 pub mod tls;
+mod verified;
 
 use std::collections::HashMap;
 use std::io;
@@ -45,6 +46,7 @@ use crate::listener::socket::Socket;
 use crate::listener::standing::Register;
 use crate::listener::tickets::Tickets;
 use crate::listener::tls::Terms;
+use crate::listener::verified::Verified;
 use crate::observe::metrics::Metrics;
 use crate::observe::metrics::UNKNOWN_CALLER;
 use crate::observe::remote::Remote;
@@ -104,6 +106,7 @@ pub struct Listener {
     callers: Crowd<Option<Caller>>,
     open: Register,
     chains: Chains,
+    verified: Verified,
     report: Arc<Report>,
     /// Connections that were cut off with a request on them.
     cut: AtomicUsize,
@@ -166,6 +169,7 @@ impl Listener {
             callers: Crowd::default(),
             open: Register::default(),
             chains: Chains::default(),
+            verified: Verified::default(),
             report: Arc::new(Report::new(Arc::clone(&metrics), clock.clone())),
             cut: AtomicUsize::new(0),
             metrics,
