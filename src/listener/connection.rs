@@ -53,6 +53,8 @@ use crate::listener::guard::Protocol;
 use crate::listener::parking::Answering;
 use crate::listener::parking::PARK_AFTER;
 use crate::listener::parking::Parking;
+use crate::listener::rarely::rarely;
+use crate::listener::secured::Secured;
 use crate::listener::socket;
 use crate::listener::socket::Stream;
 use crate::listener::standing::Standing;
@@ -128,6 +130,7 @@ impl Listener {
                     Some(b"h2") => Protocol::Http2,
                     _ => Protocol::Http1,
                 };
+                let stream = Secured(stream);
                 Box::pin(self.serve(stream, protocol, standing, &gate, stop, service)).await;
             }
             (Stream::Tcp(stream), None) => {
@@ -355,13 +358,20 @@ impl Listener {
         } = served;
         let peer = &served.standing.peer;
         // A caller that sends without end uses up the task's budget, and the runtime's timers would wait for it for ever.
-        let (leave, silent) = (unconstrained(leave), unconstrained(silent));
+        let silent = unconstrained(silent);
+        let outside = unconstrained(async {
+            tokio::select! {
+                () = leave => true,
+                () = stop.cut.cancelled() => false,
+            }
+        });
         tokio::select! {
             // A request that's here already is taken first.
             biased;
             ended = connection.as_mut() => return self.ended(peer, ended),
-            () = leave => {}
-            () = stop.cut.cancelled() => return self.cut_off(activity),
+            may_leave = rarely(outside) => if !may_leave {
+                return self.cut_off(activity);
+            },
         }
         goodbye(connection.as_mut());
         // A reload may have given calls more time than they had when this connection began.

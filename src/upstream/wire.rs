@@ -176,6 +176,13 @@ impl AsyncRead for Wire {
         cx: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
+        if let Stream::Tls(stream) = &self.stream {
+            let (socket, session) = stream.get_ref();
+            // With nothing decrypted, only the socket can bring something. hyper asks often, and to go through all of TLS for that costs.
+            if session.wants_read() && socket.0.poll_read_ready(cx).is_pending() {
+                return Poll::Pending;
+            }
+        }
         self.inner().poll_read(cx, buffer)
     }
 }
