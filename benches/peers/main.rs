@@ -16,7 +16,7 @@ use std::process::ExitCode;
 
 use street::gateway::{Gateway, Shape};
 use street::load::{self, Mode, Outcome, Plan};
-use street::nginx::{Job, Nginx};
+use street::nginx::{Job, Line, Nginx};
 use street::noise::Noise;
 use street::report::{Demand, Figure, Report, Samples};
 use street::stub::{Seen, Stub};
@@ -25,6 +25,9 @@ use street::{BESIDE, BOTH, Cores, MEASURED, Result, Street, clock, machine};
 const GATEWAY: &str = "gateway";
 const LUA: &str = "nginx + Lua";
 const PASSES: &str = "nginx that passes on";
+/// With a line in the log as long as the gateway's.
+const LUA_FULL: &str = "nginx + Lua, full log line";
+const PASSES_FULL: &str = "nginx that passes on, full log line";
 const DIRECT: &str = "direct call";
 
 /// New connections of each kind that have to come without one failure.
@@ -51,6 +54,13 @@ struct Cell {
     connections: usize,
     body_bytes: usize,
     post_quantum: bool,
+}
+
+impl Cell {
+    fn is_small(&self) -> bool {
+        let kept = matches!(self.mode, Mode::Closed | Mode::Streams { .. });
+        kept && self.body_bytes == KEPT.body_bytes
+    }
 }
 
 const KEPT: Cell = Cell {
@@ -165,6 +175,22 @@ struct Proxy {
     signs: bool,
 }
 
+impl Proxy {
+    fn nginx(name: &'static str, nginx: &Nginx, job: Job) -> Result<Self> {
+        Ok(Self {
+            name,
+            port: nginx.port,
+            pids: nginx.process.pids()?,
+            signs: job == Job::Signs,
+        })
+    }
+
+    /// What a log line costs is a question of small requests.
+    fn is_full(&self) -> bool {
+        [LUA_FULL, PASSES_FULL].contains(&self.name)
+    }
+}
+
 fn one_core(
     street: &Street,
     settings: &street::settings::Settings,
@@ -175,32 +201,33 @@ fn one_core(
     let mut stub = Stub::start(street, 1, BESIDE)?;
     let host = stub.ports[0];
     let gateway = Gateway::start(street, &stub.ports, Shape::PLAIN, MEASURED)?;
-    let signs = Nginx::start(street, host, Job::Signs, 1, MEASURED)?;
-    let passes = Nginx::start(street, host, Job::Passes, 1, MEASURED)?;
+    let gateway_proxy = Proxy {
+        name: GATEWAY,
+        port: gateway.port,
+        pids: gateway.process.pids()?,
+        signs: true,
+    };
+    let peer = |job, line| Nginx::start(street, host, (job, line), 1, MEASURED);
+    let (lua, passes) = (
+        peer(Job::Signs, Line::Default)?,
+        peer(Job::Passes, Line::Default)?,
+    );
+    let (lua_full, passes_full) = (
+        peer(Job::Signs, Line::Full)?,
+        peer(Job::Passes, Line::Full)?,
+    );
     let mut proxies = [
-        Proxy {
-            name: GATEWAY,
-            port: gateway.port,
-            pids: gateway.process.pids()?,
-            signs: true,
-        },
-        Proxy {
-            name: LUA,
-            port: signs.port,
-            pids: signs.process.pids()?,
-            signs: true,
-        },
-        Proxy {
-            name: PASSES,
-            port: passes.port,
-            pids: passes.process.pids()?,
-            signs: false,
-        },
+        gateway_proxy,
+        Proxy::nginx(LUA, &lua, Job::Signs)?,
+        Proxy::nginx(PASSES, &passes, Job::Passes)?,
+        Proxy::nginx(LUA_FULL, &lua_full, Job::Signs)?,
+        Proxy::nginx(PASSES_FULL, &passes_full, Job::Passes)?,
     ];
     // Whoever comes first has the caches as the one before left them: they take turns at that.
-    proxies.rotate_left(round % 3);
+    proxies.rotate_left(round % 5);
     for cell in CELLS.iter().filter(|cell| settings.wants(cell.name)) {
-        for proxy in &proxies {
+        let asked = |proxy: &&Proxy| !proxy.is_full() || cell.is_small();
+        for proxy in proxies.iter().filter(asked) {
             let is_large = cell.body_bytes == 1_024 * 1_024;
             if is_large {
                 proxy
@@ -259,7 +286,7 @@ fn two_workers(
         },
         BOTH,
     )?;
-    let nginx = Nginx::start(street, stub.ports[0], Job::Signs, 2, BOTH)?;
+    let nginx = Nginx::start(street, stub.ports[0], (Job::Signs, Line::Default), 2, BOTH)?;
     let mut proxies = [
         Proxy {
             name: GATEWAY,
@@ -267,12 +294,7 @@ fn two_workers(
             pids: gateway.process.pids()?,
             signs: true,
         },
-        Proxy {
-            name: LUA,
-            port: nginx.port,
-            pids: nginx.process.pids()?,
-            signs: true,
-        },
+        Proxy::nginx(LUA, &nginx, Job::Signs)?,
     ];
     proxies.rotate_left(round % 2);
     for proxy in &proxies {
@@ -343,7 +365,7 @@ fn does_its_job(proxy: &Proxy, seen: &Seen) -> bool {
 
 fn figures(outcomes: &Outcomes, peaks: &BTreeMap<&'static str, Samples>) -> Vec<Figure> {
     let of = |cell: &'static str, unit: &'static str, take: fn(&Outcome) -> f64| {
-        let whose = [GATEWAY, LUA, PASSES, DIRECT]
+        let whose = [GATEWAY, LUA, PASSES, LUA_FULL, PASSES_FULL, DIRECT]
             .into_iter()
             .filter_map(|whose| {
                 let outcomes = outcomes.get(&(cell, whose))?;
@@ -358,6 +380,8 @@ fn figures(outcomes: &Outcomes, peaks: &BTreeMap<&'static str, Samples>) -> Vec<
         figure
             .against(LUA, Some(0.85), None)
             .against(PASSES, Some(1.3), Some(1.0))
+            .against(LUA_FULL, None, None)
+            .against(PASSES_FULL, None, None)
     }));
     for cell in &CELLS[1..4] {
         all.extend(cpu(cell.name).map(|figure| figure.against(LUA, Some(1.0), Some(0.7))));
@@ -372,6 +396,8 @@ fn figures(outcomes: &Outcomes, peaks: &BTreeMap<&'static str, Samples>) -> Vec<
         figure
             .against(LUA, Some(0.8), None)
             .against(PASSES, None, Some(1.0))
+            .against(LUA_FULL, None, None)
+            .against(PASSES_FULL, None, None)
     }));
     for cell in &CELLS[5..8] {
         let must = (!cell.post_quantum).then_some(0.3);

@@ -1,6 +1,5 @@
 //! The peers: nginx that does the same job with Lua (mTLS in, `appId` spliced in, MD5, headers, pooled TLS out), and nginx that only
-//! passes on. Debian's packages, set up for speed: kept connections, tickets; with an access log that
-//! says what the gateway's does, as far as nginx knows it.
+//! passes on. Debian's packages, set up for speed: kept connections, tickets, an access log to a file.
 
 use std::path::Path;
 use std::process::Command;
@@ -15,6 +14,15 @@ pub enum Job {
     Signs,
     /// Nothing of that.
     Passes,
+}
+
+/// What it says in its log of each request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Line {
+    /// Its own default, a hundred bytes.
+    Default,
+    /// What the gateway's says, as far as nginx knows it.
+    Full,
 }
 
 /// A running nginx.
@@ -36,7 +44,7 @@ impl Nginx {
     pub fn start(
         street: &Street,
         host: u16,
-        job: Job,
+        (job, line): (Job, Line),
         workers: usize,
         cores: Cores,
     ) -> Result<Self> {
@@ -45,7 +53,7 @@ impl Nginx {
         }
         let port = free_port()?;
         let name = format!("nginx-{port}");
-        let text = configuration(street, (port, host), job, workers, &name);
+        let text = configuration(street, (port, host), (job, line), workers, &name);
         let path = street.write(&format!("{name}/nginx.conf"), &text)?;
         let mut command = on(cores, "/usr/sbin/nginx".as_ref());
         command.arg("-e").arg(street.path(&name).join("error.log"));
@@ -75,12 +83,16 @@ impl Nginx {
 fn configuration(
     street: &Street,
     (port, host): (u16, u16),
-    job: Job,
+    (job, line): (Job, Line),
     workers: usize,
     name: &str,
 ) -> String {
     let (tls, folder) = (street.path("tls"), street.path(name));
     let (tls, folder) = (tls.display(), folder.display());
+    let line = match line {
+        Line::Default => "combined",
+        Line::Full => "full",
+    };
     let app_id = rule::app_id(0);
     let key = rule::key(&app_id);
     let signing = match job {
@@ -111,10 +123,10 @@ pid {folder}/pid;
 error_log {folder}/error.log error;
 events {{ worker_connections 15000; }}
 http {{
-  log_format line escape=json '{{"timestamp":"$time_iso8601","request_id":"$request_id","peer":"$remote_addr:$remote_port","caller":"$ssl_client_s_dn",'
+  log_format full escape=json '{{"timestamp":"$time_iso8601","request_id":"$request_id","peer":"$remote_addr:$remote_port","caller":"$ssl_client_s_dn",'
     '"uri":"$uri","status":$status,"upstream":"$upstream_addr","upstream_status":"$upstream_status","attempt_s":"$upstream_response_time",'
     '"duration_s":$request_time,"request_bytes":"$content_length","reply_bytes":$body_bytes_sent}}';
-  access_log {folder}/access.log line;
+  access_log {folder}/access.log {line};
   client_body_temp_path {folder}/body;
   proxy_temp_path {folder}/proxy;
   fastcgi_temp_path {folder}/fastcgi;
