@@ -477,11 +477,36 @@ mod tests {
         ];
         for (pieces, expected) in cases {
             let whole = read(pieces, &room).await.expect(expected);
-            assert_eq!(whole.bytes, expected, "{pieces:?}");
+            assert_eq!(whole.written(), expected.as_bytes(), "{pieces:?}");
         }
         for pieces in [&[&b"1234567890123"[..]][..], &[b"123456", b"7890123"]] {
             let read = read(pieces, &room).await;
             assert!(matches!(read, Err(Error::TooLarge(12))), "{read:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn however_a_body_comes_its_app_id_is_put_in_the_same_and_pieces_are_not_copied_for_it() {
+        let room = Room::new(prometheus::IntGauge::new("bytes", "bytes").expect("a good name"));
+        let cases: [(&[&'static [u8]], &str); 6] = [
+            (&[b"{\"a\":1}"], r#"{"appId":"abc","a":1}"#),
+            (&[b"{\"a\"", b":1}"], r#"{"appId":"abc","a":1}"#),
+            (&[b" {", b"\"a\":1} "], r#"{"appId":"abc","a":1}"#),
+            (&[b"{", b" ", b"}"], r#"{"appId":"abc" }"#),
+            (&[b" ", b"\n"], r#"{"appId":"abc"}"#),
+            (&[b"{\"b\"", b": ", b"{}}\n"], r#"{"appId":"abc","b": {}}"#),
+        ];
+        for (pieces, expected) in cases {
+            let whole = read(pieces, &room).await.expect(expected);
+            let place = whole.bytes.as_ptr_range();
+            let draft = check(whole).expect(expected);
+            let payload = draft.address(&AppId::new("abc").expect("an appId"));
+            let payload = payload.expect(expected);
+            assert_eq!(payload.bytes(), expected.as_bytes(), "{pieces:?}");
+            // Neither what came in one piece nor what had no object has room before it.
+            let has_room = pieces.len() > 1 && expected != r#"{"appId":"abc"}"#;
+            let is_in_place = place.contains(&payload.bytes().as_ptr());
+            assert_eq!(is_in_place, has_room, "{pieces:?}");
         }
     }
 

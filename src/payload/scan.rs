@@ -572,9 +572,32 @@ mod tests {
     use super::KEYS_MAX;
     use super::Object;
     use super::Problem;
+    use super::digits_length;
+    use super::plain_length;
     use super::scan;
     use proptest::prelude::*;
     use serde::de::IgnoredAny;
+
+    /// Each byte after so many of those that are passed over, with others behind it.
+    #[test]
+    fn eight_bytes_together_are_as_good_as_one_by_one() {
+        let is_special = |byte: u8| matches!(byte, b'"' | b'\\' | ..0x20);
+        for before in 0..20 {
+            for byte in 0..=u8::MAX {
+                let with = |filler: u8| [vec![filler; before], vec![byte; 9]].concat();
+                let text = if is_special(byte) { before } else { before + 9 };
+                assert_eq!(plain_length(&with(b'x')), text, "{before} {byte}");
+                assert_eq!(plain_length(&with(0x80)), text, "{before} {byte}");
+                let number = if byte.is_ascii_digit() {
+                    before + 9
+                } else {
+                    before
+                };
+                assert_eq!(digits_length(&with(b'9')), number, "{before} {byte}");
+                assert_eq!(digits_length(&with(b'0')), number, "{before} {byte}");
+            }
+        }
+    }
 
     fn refused(body: &str, offset: usize) -> Problem {
         let fault = scan(body.as_bytes()).expect_err(body);
