@@ -17,6 +17,7 @@ use std::process::{Command, ExitCode};
 use std::sync::Arc;
 
 use anyhow::{Context, bail, ensure};
+use bytes::Bytes;
 use figment::Figment;
 use figment::providers::{Format, Toml};
 use http::{HeaderMap, Method, Uri, Version, header};
@@ -121,7 +122,7 @@ const SIZES: [usize; 3] = [300, 4_096, 65_536];
 impl Case {
     /// Does the part so many times, with so many times' needs made ready.
     fn repeat(self, times: usize, prepared: usize) {
-        let body = order::order(self.size);
+        let body = Bytes::from(order::order(self.size));
         let app_id = AppId::new("abcdefghijklmn").expect("an appId");
         let key = AppKey::new(&Zeroizing::new(b"1234567890123456789".to_vec())).expect("a key");
         let check = || -> Draft {

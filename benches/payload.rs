@@ -3,6 +3,7 @@
 
 mod order;
 
+use bytes::Bytes;
 use criterion::{BatchSize, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use kybio_gateway::account::AppId;
 use kybio_gateway::payload;
@@ -12,7 +13,7 @@ fn payload(criterion: &mut Criterion) {
     let app_id = AppId::new("abcdefghijklmn").expect("an appId");
     let mut group = criterion.benchmark_group("payload");
     for size in SIZES {
-        let body = order::order(size);
+        let body = Bytes::from(order::order(size));
         let checked = || payload::check(Whole::in_one_piece(body.clone())).expect("JSON");
         group.throughput(Throughput::Bytes(size as u64));
         group.bench_function(BenchmarkId::new("scan", size), |bencher| {

@@ -3,6 +3,7 @@
 
 mod order;
 
+use bytes::Bytes;
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use kybio_gateway::account::{AppId, AppKey};
 use kybio_gateway::payload::{Payload, Whole};
@@ -14,7 +15,7 @@ fn signing(criterion: &mut Criterion) {
     let key = AppKey::new(&Zeroizing::new(b"1234567890123456789".to_vec())).expect("a key");
     let mut group = criterion.benchmark_group("signing");
     for size in SIZES {
-        let body = order::order(size);
+        let body = Bytes::from(order::order(size));
         let addressed = || -> Payload {
             payload::check(Whole::in_one_piece(body.clone()))
                 .expect("JSON")

@@ -27,7 +27,7 @@ use tokio_rustls::client::TlsStream;
 
 use super::process::Process;
 use super::stub::{field, head_end};
-use super::{CALLERS, Cores, OPERATION, Result, Street, clock, for_task, rule, tls};
+use super::{CALLERS, Cores, OPERATION, Result, Street, clock, for_task, order, rule, tls};
 
 /// How callers come.
 #[derive(Clone, Copy, Debug, Deserialize, PartialEq, Serialize)]
@@ -514,7 +514,7 @@ impl Crowd {
                 )
             })
             .collect::<Result<_>>()?;
-        let body = rule::order(plan.body_bytes);
+        let body = order::order(plan.body_bytes);
         let requests = if matches!(plan.mode, Mode::Streams { .. }) {
             vec![body.into()]
         } else {

@@ -16,6 +16,8 @@ pub mod machine;
 pub mod metrics;
 pub mod nginx;
 pub mod noise;
+#[path = "../order.rs"]
+mod order;
 pub mod process;
 pub mod relay;
 pub mod report;

@@ -80,6 +80,17 @@ pub struct Demand {
 }
 
 impl Demand {
+    /// Less is better.
+    pub fn at_most(of: String, value: f64, must: Option<f64>, aim: Option<f64>) -> Self {
+        Self {
+            of,
+            value,
+            must,
+            aim,
+            least: false,
+        }
+    }
+
     fn holds(&self, limit: f64) -> bool {
         if self.least {
             self.value >= limit
@@ -141,34 +152,22 @@ impl Figure {
 
     /// The first one's median against another's.
     #[must_use]
-    pub fn against(mut self, other: &'static str, must: Option<f64>, aim: Option<f64>) -> Self {
-        let first = self.samples.first().map_or("", |(name, _)| name);
-        let value = self.median(first) / self.median(other);
-        self.demands.push(Demand {
-            of: format!("x {other}"),
-            value,
-            must,
-            aim,
-            least: false,
-        });
-        self
+    pub fn against(self, other: &'static str, must: Option<f64>, aim: Option<f64>) -> Self {
+        let value = self.first() / self.median(other);
+        self.demand(Demand::at_most(format!("x {other}"), value, must, aim))
     }
 
     /// The first one's median by itself.
     #[must_use]
-    pub fn itself(mut self, must: Option<f64>, aim: Option<f64>) -> Self {
-        let value = self
-            .samples
+    pub fn itself(self, must: Option<f64>, aim: Option<f64>) -> Self {
+        let (unit, value) = (self.unit.to_owned(), self.first());
+        self.demand(Demand::at_most(unit, value, must, aim))
+    }
+
+    fn first(&self) -> f64 {
+        self.samples
             .first()
-            .map_or(0.0, |(_, samples)| samples.median());
-        self.demands.push(Demand {
-            of: self.unit.to_owned(),
-            value,
-            must,
-            aim,
-            least: false,
-        });
-        self
+            .map_or(0.0, |(_, samples)| samples.median())
     }
 
     /// Another demand.

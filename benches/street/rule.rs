@@ -28,22 +28,3 @@ pub fn app_id_of(body: &[u8]) -> Option<&str> {
     let end = rest.iter().position(|byte| *byte == b'"')?;
     std::str::from_utf8(&rest[..end]).ok()
 }
-
-/// An order of exactly this many bytes, in the shape of the vendor's own example.
-pub fn order(length: usize) -> String {
-    let item = r#"{"productUid":102066793346170331,"comment":"不要葱 no onions","quantity":1.2,"manualSellPrice":30.2}"#;
-    let mut body = String::from(
-        r#"{"payMethod":"Cash","customerNumber":"8008010001","orderDateTime":"2016-03-01 12:00:00","items":["#,
-    );
-    body.push_str(item);
-    let end = r#"],"remark":""#;
-    while body.len() + item.len() + end.len() + 20 < length {
-        body.push(',');
-        body.push_str(item);
-    }
-    body.push_str(end);
-    let left = length.saturating_sub(body.len() + 2);
-    body.extend(std::iter::repeat_n('x', left));
-    body.push_str("\"}");
-    body
-}
