@@ -206,9 +206,10 @@ impl Line {
                 let attempt = self.attempt(&call, pool, pass, exchange, first, tell);
                 let mut attempt = pin!(attempt);
                 // Nobody else has this clock: one that would ring before all the others costs two system calls.
-                let in_time = match trial {
-                    true => timeout(TRIAL_WAIT, attempt.as_mut()).await.ok(),
-                    false => None,
+                let in_time = if trial {
+                    timeout(TRIAL_WAIT, attempt.as_mut()).await.ok()
+                } else {
+                    None
                 };
                 match in_time {
                     Some(verdict) => verdict,
