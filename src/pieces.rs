@@ -2,7 +2,6 @@
 //! as much as what comes byte by byte.
 
 use bytes::Bytes;
-use bytes::BytesMut;
 
 /// What has come so far.
 #[derive(Debug, Default)]
@@ -10,7 +9,7 @@ pub struct Pieces {
     /// The only piece, as long as it's the only one.
     first: Bytes,
     /// Behind the room that is left.
-    all: BytesMut,
+    all: Vec<u8>,
     headroom: usize,
 }
 
@@ -30,8 +29,8 @@ impl Pieces {
         self.first.len() + self.all.len().saturating_sub(self.headroom)
     }
 
-    /// The next piece. `rest` is how much is known to come after it.
-    pub fn push(&mut self, piece: Bytes, rest: usize) {
+    /// The next piece. `rest` is how much comes after it, if that's known.
+    pub fn push(&mut self, piece: Bytes, rest: Option<usize>) {
         if piece.is_empty() {
             return;
         }
@@ -39,15 +38,25 @@ impl Pieces {
             self.first = piece;
             return;
         }
-        if self.all.is_empty() {
-            self.all.resize(self.headroom, 0);
-        }
         let first = std::mem::take(&mut self.first);
+        let before = self.headroom - self.all.len().min(self.headroom);
+        self.make_room(before + first.len() + piece.len(), rest);
+        self.all.resize(self.all.len() + before, 0);
         self.all.extend_from_slice(&first);
-        if self.all.len() >= RESERVE_FROM && self.all.capacity() - self.all.len() < piece.len() {
-            self.all.reserve(piece.len().saturating_add(rest));
-        }
         self.all.extend_from_slice(&piece);
+    }
+
+    /// Doubles what there is, as vectors do, but takes no more than comes.
+    fn make_room(&mut self, more: usize, rest: Option<usize>) {
+        if self.all.capacity() - self.all.len() >= more {
+            return;
+        }
+        let here = self.all.len() + more;
+        match rest {
+            None => self.all.reserve(more),
+            Some(rest) if here >= RESERVE_FROM => self.all.reserve_exact(more.saturating_add(rest)),
+            Some(rest) => self.all.reserve_exact(more + rest.min(here)),
+        }
     }
 
     /// All of it.
@@ -63,7 +72,7 @@ impl Pieces {
         if self.all.is_empty() {
             (self.first, 0)
         } else {
-            (self.all.freeze(), self.headroom)
+            (self.all.into(), self.headroom)
         }
     }
 }
@@ -74,6 +83,7 @@ const RESERVE_FROM: usize = 64 * 1024;
 #[cfg(test)]
 mod tests {
     use super::Pieces;
+    use super::RESERVE_FROM;
     use bytes::Bytes;
     use proptest::prelude::*;
 
@@ -81,21 +91,34 @@ mod tests {
     fn one_piece_stays_as_it_came() {
         let piece = Bytes::from_static(b"whole");
         let mut pieces = Pieces::default();
-        pieces.push(Bytes::new(), 5);
-        pieces.push(piece.clone(), 0);
-        pieces.push(Bytes::new(), 0);
+        pieces.push(Bytes::new(), Some(5));
+        pieces.push(piece.clone(), None);
+        pieces.push(Bytes::new(), None);
         assert_eq!(pieces.whole().as_ptr(), piece.as_ptr());
     }
 
     proptest! {
         #[test]
-        fn whatever_the_pieces_all_bytes_are_there(texts in proptest::collection::vec(proptest::collection::vec(any::<u8>(), 0..9), 0..9), rest in 0usize..1_000, headroom in 0usize..9) {
+        fn whatever_the_pieces_all_bytes_are_there(texts in proptest::collection::vec(proptest::collection::vec(any::<u8>(), 0..9), 0..9), rest in proptest::option::of(0usize..1_000), headroom in 0usize..9) {
             let mut pieces = Pieces::behind(headroom);
             for text in &texts {
                 pieces.push(Bytes::copy_from_slice(text), rest);
             }
             prop_assert_eq!(pieces.length(), texts.concat().len());
             prop_assert_eq!(pieces.whole(), texts.concat());
+        }
+
+        #[test]
+        fn of_what_is_announced_no_more_room_is_taken_than_comes(sizes in proptest::collection::vec(1usize..40_000, 2..9), headroom in 0usize..9) {
+            let mut rest = sizes.iter().sum::<usize>();
+            let all = headroom + rest;
+            let mut pieces = Pieces::behind(headroom);
+            for size in sizes {
+                rest -= size;
+                pieces.push(Bytes::from(vec![0; size]), Some(rest));
+                let (here, room) = (pieces.all.len(), pieces.all.capacity());
+                prop_assert!(room <= all && (here >= RESERVE_FROM || room <= 2 * here));
+            }
         }
     }
 }

@@ -215,8 +215,11 @@ where
             let more = piece.len() + std::mem::take(&mut uncounted);
             held.grow(more, sizes.bodies_bytes_max)?;
         }
-        let rest = usize::try_from(body.size_hint().lower()).unwrap_or(usize::MAX);
-        pieces.push(piece, rest.min(sizes.body_bytes_max));
+        let rest = body
+            .size_hint()
+            .exact()
+            .and_then(|rest| usize::try_from(rest).ok());
+        pieces.push(piece, rest.map(|rest| rest.min(sizes.body_bytes_max)));
     }
     let held = (uncounted < pieces.length()).then_some(held);
     let (bytes, headroom) = pieces.with_headroom();

@@ -207,8 +207,11 @@ async fn whole(mut body: Incoming, bytes_max: usize) -> Result<Bytes, Error> {
         if piece.len() > bytes_max - pieces.length() {
             return Err(Error::TooLarge(bytes_max));
         }
-        let rest = usize::try_from(body.size_hint().lower()).unwrap_or(usize::MAX);
-        pieces.push(piece, rest.min(bytes_max));
+        let rest = body
+            .size_hint()
+            .exact()
+            .and_then(|rest| usize::try_from(rest).ok());
+        pieces.push(piece, rest.map(|rest| rest.min(bytes_max)));
     }
     Ok(pieces.whole())
 }
