@@ -17,16 +17,16 @@ pub(super) fn reads_as_app_id(key: &str, escaped: bool) -> bool {
 
 fn is_app_id(key: &str) -> bool {
     let mut expected = "appid".chars();
-    for character in key
-        .chars()
-        .map(narrow)
-        .filter(|character| !is_dropped(*character))
-    {
-        // Nearly all keys are ASCII, where folding is one step.
-        if character.is_ascii() {
+    for character in key.chars() {
+        // Nearly all keys are made of these, for which folding is one step.
+        if character.is_ascii_alphanumeric() {
             if expected.next() != Some(character.to_ascii_lowercase()) {
                 return false;
             }
+            continue;
+        }
+        let character = narrow(character);
+        if is_dropped(character) {
             continue;
         }
         for folded in character.to_uppercase().flat_map(char::to_lowercase) {

@@ -1,5 +1,6 @@
 //! The caller's body: read whole under a limit and a deadline, checked, and given its `appId`. No byte of it is changed.
 
+pub mod fault;
 mod key;
 pub mod room;
 pub mod scan;
@@ -17,9 +18,9 @@ use tokio::time::Instant;
 use tokio::time::timeout_at;
 
 use crate::account::AppId;
+use crate::payload::fault::Fault;
 use crate::payload::room::Full;
 use crate::payload::room::Held;
-use crate::payload::scan::Fault;
 use crate::payload::scan::Object;
 use crate::pieces::Pieces;
 

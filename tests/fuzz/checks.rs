@@ -13,7 +13,7 @@ use http::header::{ACCEPT_ENCODING, CONTENT_ENCODING, HOST};
 use http::{HeaderMap, HeaderValue, StatusCode, Uri, Version};
 use kybio_gateway::account::AppId;
 use kybio_gateway::answers::{Answer, AnswerClass, Answers};
-use kybio_gateway::payload::scan::{Fault, Problem};
+use kybio_gateway::payload::fault::{Fault, Problem};
 use kybio_gateway::payload::{self, Draft, Whole};
 use kybio_gateway::policy::path::operation_path;
 use kybio_gateway::reply;
