@@ -156,7 +156,7 @@ impl Listener {
             return;
         };
         let peer = Arc::new(Peer {
-            address: remote,
+            address: remote.to_string().into(),
             presented,
         });
         let standing = Standing::plain(peer);

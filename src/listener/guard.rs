@@ -332,7 +332,6 @@ mod tests {
     use crate::listener::activity::Activity;
     use crate::listener::report::Report;
     use crate::observe::metrics::Metrics;
-    use crate::observe::remote::Remote;
     use http_body_util::BodyExt;
     use std::io::ErrorKind;
     use std::sync::Arc;
@@ -362,7 +361,7 @@ mod tests {
         let clock = Clock::system();
         let report = Arc::new(Report::new(Arc::new(Metrics::new()), clock.clone()));
         let peer = Arc::new(Peer {
-            address: Remote::Tcp(([127, 0, 0, 1], 1).into()),
+            address: "127.0.0.1:1".into(),
             presented: Presented::Loopback,
         });
         let guard = Guard::new(

@@ -77,7 +77,7 @@ impl Listener {
         self.metrics.handshakes.with_label_values(&[kind]).inc();
         let Holder { names, ends } = chain.first().map(tls::holder).unwrap_or_default();
         let peer = Arc::new(Peer {
-            address: remote,
+            address: remote.to_string().into(),
             presented: Presented::Certificate(names),
         });
         let chain = self.chains.keep(chain);

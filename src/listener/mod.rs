@@ -51,7 +51,6 @@ use crate::listener::tls::Terms;
 use crate::listener::verified::Verified;
 use crate::observe::metrics::Metrics;
 use crate::observe::metrics::UNKNOWN_CALLER;
-use crate::observe::remote::Remote;
 use crate::stop::Stop;
 
 /// What configuration says of the listener, but for its address and certificates.
@@ -128,8 +127,8 @@ struct Gate {
 /// Who is at the other end.
 #[derive(Clone, Debug)]
 pub struct Peer {
-    /// Where from.
-    pub address: Remote,
+    /// Where from, as the log tells it.
+    pub address: Arc<str>,
     /// What it has shown of itself.
     pub presented: Presented,
 }
@@ -218,7 +217,7 @@ impl Listener {
                     .inc();
                 ended += 1;
                 if ended <= REVIEW_LINES_MAX {
-                    let peer = standing.peer.address;
+                    let peer = &standing.peer.address;
                     tracing::info!(%peer, reason, "a connection ends: it wouldn't be let in any more");
                 }
             }

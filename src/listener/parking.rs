@@ -211,7 +211,6 @@ mod tests {
     use crate::listener::guard::Protocol;
     use crate::listener::report::Report;
     use crate::observe::metrics::Metrics;
-    use crate::observe::remote::Remote;
     use http::Method;
     use http::Request;
     use http::Response;
@@ -263,7 +262,7 @@ mod tests {
                 Activity::new(Instant::now(), gauge("busy")),
             );
             let peer = Arc::new(Peer {
-                address: Remote::Tcp(([127, 0, 0, 1], 1).into()),
+                address: "127.0.0.1:1".into(),
                 presented: Presented::Loopback,
             });
             let report = Arc::new(Report::new(Arc::new(Metrics::new()), clock.clone()));

@@ -1,6 +1,7 @@
 //! What is told of connections that don't come to a call: all of it is counted, and as much of it is logged as a log can bear. Whoever
 //! can reach the port can make these lines, so each kind has a rate.
 
+use std::fmt::Display;
 use std::sync::Arc;
 
 use crate::clock::Clock;
@@ -132,16 +133,22 @@ impl Report {
 
     /// An address has as many connections as it may have.
     pub(super) fn address_refused(&self, peer: Remote) {
-        self.refused(peer, Limit::Address, None, None);
+        self.refused(&peer, Limit::Address, None, None);
     }
 
     /// A caller has as many, or those whom nobody knows have, who are told by what they present.
     pub(super) fn caller_refused(&self, peer: &Peer, caller: Option<&Caller>) {
         let names = caller.is_none().then(|| names(peer));
-        self.refused(peer.address, Limit::Caller, caller, names);
+        self.refused(&peer.address, Limit::Caller, caller, names);
     }
 
-    fn refused(&self, peer: Remote, limit: Limit, caller: Option<&Caller>, names: Option<String>) {
+    fn refused(
+        &self,
+        peer: &dyn Display,
+        limit: Limit,
+        caller: Option<&Caller>,
+        names: Option<String>,
+    ) {
         self.metrics
             .downstream_refused
             .with_label_values(&[limit.label()])

@@ -81,7 +81,7 @@ impl Standing {
         match self.verify(gate, clock) {
             Ok(()) => Arc::clone(&self.peer),
             Err(reason) => Arc::new(Peer {
-                address: self.peer.address,
+                address: Arc::clone(&self.peer.address),
                 presented: Presented::Refused(reason),
             }),
         }

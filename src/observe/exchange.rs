@@ -18,7 +18,6 @@ use crate::name::AccountName;
 use crate::name::CallerName;
 use crate::observe::log::harmless;
 use crate::observe::metrics::FAILURE_CODES;
-use crate::observe::remote::Remote;
 use crate::observe::series::HostSeries;
 use crate::observe::series::Series;
 use crate::observe::trace;
@@ -48,7 +47,7 @@ pub struct Exchange {
     /// The cause, for the log alone.
     pub cause: Option<String>,
     /// Where from.
-    pub peer: Remote,
+    pub peer: Arc<str>,
     /// Who called, by number.
     pub caller: Option<usize>,
     /// What was called.
@@ -202,7 +201,7 @@ macro_rules! line {
 impl Exchange {
     /// Begins at the request's head.
     #[must_use]
-    pub fn begin(series: Arc<Series>, clock: Clock, peer: Remote, headers: &HeaderMap) -> Self {
+    pub fn begin(series: Arc<Series>, clock: Clock, peer: Arc<str>, headers: &HeaderMap) -> Self {
         series.metrics().requests_active.inc();
         let since_epoch = clock.since_epoch();
         // Chance tells ids of the same millisecond apart and guards nothing: the kernel isn't asked for it each time.

@@ -9,6 +9,7 @@ use tracing_subscriber::fmt;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::reload;
 
+use crate::clock::Clock;
 use crate::observe::json::Json;
 use crate::observe::lines::Lines;
 use crate::observe::lines::Writer;
@@ -136,9 +137,10 @@ pub fn subscriber(settings: &Settings) -> (Box<dyn Subscriber + Send + Sync>, Co
         }),
         lines: lines.clone(),
     };
+    let clock = Clock::system();
     let registry = tracing_subscriber::registry().with(level);
     let subscriber: Box<dyn Subscriber + Send + Sync> = match settings.format {
-        Format::Json => Box::new(registry.with(Json(lines))),
+        Format::Json => Box::new(registry.with(Json { lines, clock })),
         Format::Human => {
             let colour = !settings.plain && std::io::stderr().is_terminal();
             let layer = fmt::layer().with_writer(lines);

@@ -210,7 +210,7 @@ impl Line {
         let mut exchange = Exchange::begin(
             Arc::clone(&self.proxy.series),
             self.proxy.clock.clone(),
-            peer.address,
+            Arc::clone(&peer.address),
             &head.headers,
         );
         exchange.done_one_in = self.proxy.settings.done_one_in;
