@@ -167,14 +167,17 @@ impl<'a> Checked<'a> {
                         .collect(),
                 ],
             };
+            // Read once, however many have to be filled in.
+            let read = |default| from_toml(key, default).expect("a test reads every default");
+            let mut default = None;
             for path in paths
                 .into_iter()
                 .filter(|path| !self.values.contains_key(path))
                 .collect::<Vec<_>>()
             {
                 match key.default {
-                    Fallback::Value(default) => {
-                        let data = from_toml(key, default).expect("a test reads every default");
+                    Fallback::Value(text) => {
+                        let data = default.get_or_insert_with(|| read(text)).clone();
                         self.values.insert(path, data);
                     }
                     Fallback::Required(_) if !is_told(&path) => {
@@ -408,16 +411,14 @@ enum Found {
 }
 
 fn find(path: &[String]) -> Found {
-    let fits = |pattern: &str, segment: &String| pattern == "*" || pattern == segment;
     for key in KEYS {
-        let pattern: Vec<&str> = key.path.split('.').collect();
-        if pattern.len() >= path.len()
-            && pattern
-                .iter()
-                .zip(path)
-                .all(|(pattern, segment)| fits(pattern, segment))
-        {
-            return if pattern.len() == path.len() {
+        let mut pattern = key.path.split('.');
+        let fits = path.iter().all(|segment| {
+            let pattern = pattern.next();
+            pattern.is_some_and(|pattern| pattern == "*" || pattern == segment)
+        });
+        if fits {
+            return if pattern.next().is_none() {
                 Found::Key(key)
             } else {
                 Found::Table
