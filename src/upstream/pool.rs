@@ -207,7 +207,11 @@ impl Pool {
             {
                 continue;
             }
-            if let Ok(Ok(())) = timeout(READY_WAIT, connection.sender.ready()).await {
+            let ready = connection.sender.is_ready()
+                || timeout(READY_WAIT, connection.sender.ready())
+                    .await
+                    .is_ok_and(|ready| ready.is_ok());
+            if ready {
                 return Some(connection);
             }
             connection.cut();

@@ -86,10 +86,8 @@ pub async fn send(
 async fn attempt(pool: &Pool, call: &Call<'_>, deadline: Instant) -> Result<Answer, Error> {
     let request = request(pool, call);
     let upstream = pool.upstream();
-    let connecting = Timed::begin(pool, Phase::Connect);
-    let checked_out = pool.checkout(deadline).await;
-    drop(connecting);
-    let mut connection = checked_out?;
+    let mut timed = Timed::begin(pool, Phase::Connect);
+    let mut connection = pool.checkout(deadline).await?;
     // To connect may have taken all the time there was.
     let unsent = if !(call.wanted)() {
         Some(Error::Unwanted)
@@ -106,7 +104,7 @@ async fn attempt(pool: &Pool, call: &Call<'_>, deadline: Instant) -> Result<Answ
     let reply_bytes_max = upstream.settings().reply_bytes_max;
     match timeout_at(
         deadline,
-        exchange(pool, &mut connection, request, reply_bytes_max),
+        exchange(&mut timed, &mut connection, request, reply_bytes_max),
     )
     .await
     {
@@ -142,12 +140,14 @@ fn unless_unsent(connection: Connection, before: u64, error: Error) -> Error {
 }
 
 async fn exchange(
-    pool: &Pool,
+    timed: &mut Timed<'_>,
     connection: &mut Connection,
     request: Request<Full<Bytes>>,
     reply_bytes_max: usize,
 ) -> Result<Answer, Error> {
-    let (waiting, sent_at) = (Timed::begin(pool, Phase::FirstByte), pool.since_epoch());
+    timed.then(Phase::FirstByte);
+    let pool = timed.pool;
+    let sent_at = pool.since_epoch();
     let reply = connection
         .sender
         .try_send_request(request)
@@ -164,9 +164,8 @@ async fn exchange(
                 Error::Broken(error.into_error())
             }
         })?;
-    drop(waiting);
+    timed.then(Phase::Rest);
     let (head, body) = reply.into_parts();
-    let _reading = Timed::begin(pool, Phase::Rest);
     let clock_skew = &pool.upstream().clock_skew;
     clock_skew.see(&head.headers, sent_at, pool.since_epoch());
     Ok(Answer {
@@ -188,12 +187,24 @@ impl<'a> Timed<'a> {
         let began = pool.now();
         Self { pool, phase, began }
     }
+
+    /// This part ends, and the next one begins.
+    fn then(&mut self, phase: Phase) {
+        let now = self.end();
+        (self.phase, self.began) = (phase, now);
+    }
+
+    fn end(&self) -> Instant {
+        let now = self.pool.now();
+        let took = now - self.began;
+        self.pool.upstream().show_phase(self.phase, took);
+        now
+    }
 }
 
 impl Drop for Timed<'_> {
     fn drop(&mut self) {
-        let took = self.pool.now() - self.began;
-        self.pool.upstream().show_phase(self.phase, took);
+        self.end();
     }
 }
 
