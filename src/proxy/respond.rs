@@ -347,8 +347,12 @@ fn attempts_value(attempts: u32) -> HeaderValue {
 }
 
 fn id_value(id: Uuid) -> HeaderValue {
-    HeaderValue::from_str(id.hyphenated().encode_lower(&mut Uuid::encode_buffer()))
-        .expect("an id is a header value")
+    let mut value = HeaderValue::from_str(id.hyphenated().encode_lower(&mut Uuid::encode_buffer()))
+        .expect("an id is a header value");
+    // It never comes twice. In HTTP/2's table of fields, which is looked through for each answer, it would only be in the way
+    // (RFC 7541 section 6.2.3).
+    value.set_sensitive(true);
+    value
 }
 
 /// KYBIO's own envelope, so that callers keep one parser, with ours beside it.
