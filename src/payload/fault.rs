@@ -179,7 +179,7 @@ fn said(why: Why, before: &[u8], rest: &[u8]) -> (Problem, Option<&'static str>)
             Problem::ByteOrderMark,
             Some("save or send the body as UTF-8 without a byte order mark"),
         ),
-        Why::NotUtf8 if before.starts_with(b"\x1f") && rest.starts_with(b"\x8b") => (
+        Why::NotUtf8 if before == b"\x1f" && rest.starts_with(b"\x8b") => (
             Problem::NotUtf8,
             Some("the body is compressed: send it as plain JSON"),
         ),

@@ -620,6 +620,12 @@ mod tests {
         );
         let fault = scan(b"{\"a\":\"\xff\"}").expect_err("not UTF-8");
         assert_eq!((fault.offset, fault.problem), (6, Problem::NotUtf8));
+        let is_compressed = |body| {
+            let hint = scan(body).expect_err("not UTF-8").hint;
+            hint.is_some_and(|hint| hint.contains("compressed"))
+        };
+        assert!(is_compressed(b"\x1f\x8b\x08"));
+        assert!(!is_compressed(b"\x1fx\x8b"));
         assert_eq!(
             scan(b"{\"a\":\"\xed\xa0\x80\"}")
                 .expect_err("a raw surrogate")
