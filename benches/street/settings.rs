@@ -1,5 +1,30 @@
 //! How long a benchmark takes.
 
+use clap::Parser;
+
+/// How `cargo bench --bench NAME -- [OPTIONS]` is asked for less or more than usual.
+#[derive(Debug, Parser)]
+struct Arguments {
+    /// Rounds, each with fresh processes.
+    #[arg(long)]
+    rounds: Option<usize>,
+    /// Time before each window, in milliseconds.
+    #[arg(long, value_name = "MS")]
+    warm_up: Option<u64>,
+    /// Time of each window, in milliseconds.
+    #[arg(long, value_name = "MS")]
+    window: Option<u64>,
+    /// Measure only what has this in its name.
+    #[arg(long, value_name = "NAME")]
+    only: Option<String>,
+    /// What Cargo tells every benchmark.
+    #[arg(long, hide = true)]
+    bench: bool,
+    /// What it tells every test when it's to be quiet itself.
+    #[arg(long, hide = true)]
+    quiet: bool,
+}
+
 /// What the command line says of it.
 #[derive(Debug)]
 pub struct Settings {
@@ -16,30 +41,20 @@ pub struct Settings {
 
 impl Settings {
     /// Of this process: so many rounds unless it's told otherwise. `cargo bench` says `--bench`; without it, it's only to be seen that
-    /// all works.
-    pub fn from_arguments(rounds: u64) -> Self {
-        let arguments: Vec<_> = std::env::args().skip(1).collect();
-        let after = |name: &str| {
-            let at = arguments.iter().position(|each| each == name)?;
-            arguments.get(at + 1).cloned()
-        };
-        let number = |name: &str, default: u64| {
-            after(name)
-                .and_then(|text| text.parse().ok())
-                .unwrap_or(default)
-        };
-        let demands = arguments.iter().any(|each| each == "--bench");
-        let (rounds, warm_up_ms, window_ms) = if demands {
+    /// all works. Ends the process when it's told something else than there is.
+    pub fn from_arguments(rounds: usize) -> Self {
+        let arguments = Arguments::parse();
+        let (rounds, warm_up_ms, window_ms) = if arguments.bench {
             (rounds, 300, 1_200)
         } else {
             (1, 50, 100)
         };
         Self {
-            rounds: usize::try_from(number("--rounds", rounds)).unwrap_or(usize::MAX),
-            warm_up_ms: number("--warm-up", warm_up_ms),
-            window_ms: number("--window", window_ms),
-            demands,
-            only: after("--only"),
+            rounds: arguments.rounds.unwrap_or(rounds),
+            warm_up_ms: arguments.warm_up.unwrap_or(warm_up_ms),
+            window_ms: arguments.window.unwrap_or(window_ms),
+            demands: arguments.bench,
+            only: arguments.only,
         }
     }
 
