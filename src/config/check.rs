@@ -461,3 +461,37 @@ fn suggestion(path: &[String]) -> Option<String> {
     let (likeness, best) = scored.max_by(|one, other| one.0.total_cmp(&other.0))?;
     (likeness > 0.8).then(|| format!("`{best}`"))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::Found;
+    use super::find;
+    use crate::config::keys::KEYS;
+
+    fn path(text: &str) -> Vec<String> {
+        text.split('.').map(str::to_owned).collect()
+    }
+
+    #[test]
+    fn keys_are_found_by_their_paths_and_tables_by_what_is_above_them() {
+        for key in KEYS {
+            let path = path(&key.path.replace('*', "some-name"));
+            assert!(
+                matches!(find(&path), Found::Key(found) if found.path == key.path),
+                "{}",
+                key.path
+            );
+            for above in 1..path.len() {
+                assert!(matches!(find(&path[..above]), Found::Table), "{}", key.path);
+            }
+        }
+        for nothing in [
+            "no-such",
+            "listener.no-such",
+            "listener.address.more",
+            "accounts.a.b",
+        ] {
+            assert!(matches!(find(&path(nothing)), Found::Nothing), "{nothing}");
+        }
+    }
+}
