@@ -39,9 +39,13 @@ impl Pieces {
             return;
         }
         let first = std::mem::take(&mut self.first);
-        let before = self.headroom - self.all.len().min(self.headroom);
-        self.make_room(before + first.len() + piece.len(), rest);
-        self.all.resize(self.all.len() + before, 0);
+        let headroom = if self.all.is_empty() {
+            self.headroom
+        } else {
+            0
+        };
+        self.make_room(headroom + first.len() + piece.len(), rest);
+        self.all.resize(self.all.len() + headroom, 0);
         self.all.extend_from_slice(&first);
         self.all.extend_from_slice(&piece);
     }

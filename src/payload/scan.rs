@@ -22,8 +22,8 @@ pub const DEPTH_MAX: usize = 128;
 /// How many members the top level may have.
 pub const KEYS_MAX: usize = 1_000;
 
-/// Room for so many is there from the first. The vendor's bodies have no more.
-const KEYS: usize = 16;
+/// Room for so many is there from the first; for more it grows.
+const KEYS_EXPECTED: usize = 16;
 
 /// How many bytes one number may have.
 pub const NUMBER_LENGTH_MAX: usize = 1_000;
@@ -65,7 +65,7 @@ fn read(body: &[u8]) -> Result<Option<Object>, Stop> {
         Some(_) => return Err(place.stop(Why::NotAnObject)),
     }
     let mut members = Members {
-        keys: Vec::with_capacity(KEYS),
+        keys: Vec::with_capacity(KEYS_EXPECTED),
         app_id: None,
     };
     values(&mut place, &mut members)?;
