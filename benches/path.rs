@@ -183,8 +183,7 @@ struct Gate {
 
 impl Gate {
     /// A small shop's: ten accounts, some callers with a few patterns each.
-    fn new(app_id: AppId, key: AppKey) -> Self {
-        let key = Arc::new(key);
+    fn new(app_id: AppId, key: Arc<AppKey>) -> Self {
         let accounts = (0..10).map(|number| {
             Arc::new(Account {
                 name: AccountName::new(&format!("store-{number}")).expect("a name"),

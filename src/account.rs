@@ -88,9 +88,8 @@ impl Borrow<str> for AppId {
 /// The secret half, as the state of an MD5 that has read it: `appKey` comes first in what is signed (contract, section 1), so
 /// the text itself isn't needed again. The state is as secret as the text: MD5 keeps what hasn't filled a block of 64 bytes as it is. No `Clone`, `Display` or `Serialize`; wiped on drop.
 pub struct AppKey {
-    // Both stay where they were made: to move one would leave a copy behind that nobody wipes.
-    state: Box<Md5>,
-    tag: Box<Zeroizing<[u8; TAG_LENGTH]>>,
+    state: Md5,
+    tag: Zeroizing<[u8; TAG_LENGTH]>,
 }
 
 /// What people may see of a key: enough to tell one from the next, and the same in each replica. Whoever guesses at keys can rule out
@@ -155,11 +154,12 @@ impl AppKey {
     /// The longest key, in bytes. The vendor's have some 19 digits.
     pub const LENGTH_MAX: usize = 256;
 
-    /// Takes a key as its file has it; white space around it is dropped, because a trailing line break is the classic mistake.
+    /// Takes a key as its file has it; white space around it is dropped, because a trailing line break is the classic mistake. It's made
+    /// where it stays: to move it would leave a copy behind that nobody wipes.
     ///
     /// # Errors
     /// When what remains is empty, too long, or has anything but printable ASCII inside.
-    pub fn new(text: &Zeroizing<Vec<u8>>) -> Result<Self, KeyFault> {
+    pub fn new(text: &Zeroizing<Vec<u8>>) -> Result<Arc<Self>, KeyFault> {
         let key = text.trim_ascii();
         if key.is_empty() {
             return Err(KeyFault::Empty);
@@ -176,12 +176,15 @@ impl AppKey {
         if !key.is_ascii() {
             return Err(KeyFault::NotAscii);
         }
-        let tag = hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, key), TAG_OF);
-        let mut kept = Box::new(Zeroizing::new([0; TAG_LENGTH]));
-        kept.copy_from_slice(tag.as_ref());
-        let mut state = Box::<Md5>::default();
+        let mut kept = Arc::new(Self {
+            state: Md5::default(),
+            tag: Zeroizing::new([0; TAG_LENGTH]),
+        });
+        let Self { state, tag } = Arc::get_mut(&mut kept).expect("nobody else has it yet");
         state.update(key);
-        Ok(Self { state, tag: kept })
+        let authenticated = hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, key), TAG_OF);
+        tag.copy_from_slice(authenticated.as_ref());
+        Ok(kept)
     }
 
     /// The keyed state. Called by `sign` alone (`tests/layers.rs` holds that).
@@ -193,7 +196,7 @@ impl AppKey {
     /// What people may see of it: the first bytes of an HMAC-SHA-256 under the key, of a text that's the same for all.
     #[must_use]
     pub fn fingerprint(&self) -> Fingerprint {
-        let [first, second, third, ..] = **self.tag;
+        let [first, second, third, ..] = *self.tag;
         Fingerprint([first, second, third])
     }
 

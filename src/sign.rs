@@ -119,9 +119,10 @@ mod tests {
     use md5::Digest;
     use md5::Md5;
     use serde_json::Value;
+    use std::sync::Arc;
     use zeroize::Zeroizing;
 
-    fn key(text: &str) -> AppKey {
+    fn key(text: &str) -> Arc<AppKey> {
         AppKey::new(&Zeroizing::new(text.as_bytes().to_vec())).expect("a key")
     }
 

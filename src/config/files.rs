@@ -2,6 +2,7 @@
 
 use std::io::ErrorKind;
 use std::path::Path;
+use std::sync::Arc;
 
 use rustls::RootCertStore;
 use rustls::pki_types::CertificateDer;
@@ -19,7 +20,7 @@ use crate::config::value::shown_path;
 const PEM_BYTES_MAX: u64 = 16 * 1024 * 1024;
 
 /// Reads a key file: regular, not open to others, with one key in it.
-pub(super) fn app_key(reader: &Reader, path: &Path) -> Result<AppKey, KeyFault> {
+pub(super) fn app_key(reader: &Reader, path: &Path) -> Result<Arc<AppKey>, KeyFault> {
     // One byte more than a key may have, and room for the white space that is dropped.
     let limit = AppKey::LENGTH_MAX as u64 + 64;
     let content = reader

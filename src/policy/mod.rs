@@ -592,7 +592,7 @@ mod tests {
             name: AccountName::new(name).expect("a name"),
             app_id: AppId::new(app_id).expect("an appId"),
             upstream: UpstreamName::new("kybio").expect("a name"),
-            key: key.and_then(|key| AppKey::new(&Zeroizing::new(key.into())).map(Arc::new)),
+            key: key.and_then(|key| AppKey::new(&Zeroizing::new(key.into()))),
             paused: name == "closed",
             in_flight_max: 1,
         })

@@ -47,7 +47,7 @@ impl Builder<'_> {
             let app_id = app_id.and_then(|app_id| self.keep(&key("app_id"), app_id));
             let app_key = checked
                 .text(&key("app_key_file"))
-                .map(|path| files::app_key(self.reader, Path::new(path)).map(Arc::new));
+                .map(|path| files::app_key(self.reader, Path::new(path)));
             if let (Some(name), Some(Err(fault))) = (&name, &app_key) {
                 let path = key("app_key_file");
                 let missing = *fault == KeyFault::Missing;
