@@ -45,12 +45,6 @@ impl Clock {
         (self.wall)()
     }
 
-    /// The stamp for an attempt that starts now.
-    #[must_use]
-    pub fn stamp(&self) -> Stamp {
-        Stamp(u64::try_from(self.since_epoch().as_millis()).unwrap_or(u64::MAX))
-    }
-
     /// Monotonic time, for deadlines and durations.
     #[must_use]
     pub fn now(&self) -> Instant {
@@ -69,6 +63,12 @@ impl fmt::Debug for Clock {
 pub struct Stamp(u64);
 
 impl Stamp {
+    /// Of an attempt that starts then, in wall time since 1970-01-01 UTC.
+    #[must_use]
+    pub fn at(since_epoch: Duration) -> Self {
+        Self(u64::try_from(since_epoch.as_millis()).unwrap_or(u64::MAX))
+    }
+
     /// Milliseconds since 1970-01-01 UTC.
     #[must_use]
     pub fn unix_ms(self) -> u64 {

@@ -113,11 +113,11 @@ impl Latches {
         }
     }
 
-    /// Whether a call would have leave. Takes no trial.
+    /// Whether a call would have leave. Takes no trial. `now` is asked only where something is known of an account.
     ///
     /// # Errors
     /// When the account's calls are used up, and no trial is due.
-    pub fn check(&self, account: &Account, now: Moment) -> Result<(), UsedUp> {
+    pub fn check(&self, account: &Account, now: impl Fn() -> Moment) -> Result<(), UsedUp> {
         self.decide(account, now, None).map(drop)
     }
 
@@ -125,19 +125,25 @@ impl Latches {
     ///
     /// # Errors
     /// When the account's calls are used up, and no trial is due.
-    pub fn enter(&self, account: &Account, now: Moment, rules: &Rules) -> Result<Leave, UsedUp> {
-        self.decide(account, now, Some(rules.trial_interval(now.wall)))
+    pub fn enter(
+        &self,
+        account: &Account,
+        now: impl Fn() -> Moment,
+        rules: &Rules,
+    ) -> Result<Leave, UsedUp> {
+        self.decide(account, now, Some(rules))
     }
 
     fn decide(
         &self,
         account: &Account,
-        now: Moment,
-        taken_for: Option<Duration>,
+        now: impl Fn() -> Moment,
+        taken_by: Option<&Rules>,
     ) -> Result<Leave, UsedUp> {
         if self.count.load(Ordering::Acquire) == 0 {
             return Ok(Leave::Free);
         }
+        let now = now();
         let mut latches = self.latches();
         let Some(latch) = latches.get_mut(&key(account)) else {
             return Ok(Leave::Free);
@@ -151,8 +157,8 @@ impl Latches {
                 retry_after: latch.until - now.wall,
             });
         }
-        if let Some(interval) = taken_for {
-            latch.next_trial = now.monotonic + interval;
+        if let Some(rules) = taken_by {
+            latch.next_trial = now.monotonic + rules.trial_interval(now.wall);
         }
         Ok(Leave::Trial(latch.next_trial))
     }
@@ -325,22 +331,22 @@ mod tests {
     fn a_latched_account_is_refused_until_midnight_with_one_trial_each_interval() {
         let (latches, at) = (Latches::new(&Metrics::new()), moments());
         let (main, other) = (account("main", "a"), account("other", "b"));
-        assert_eq!(latches.enter(&main, at(0), &RULES), Ok(Leave::Free));
+        assert_eq!(latches.enter(&main, || at(0), &RULES), Ok(Leave::Free));
         latches.close(&main, at(0).wall, at(10), &RULES);
         let refused = Err(UsedUp {
             retry_after: Duration::from_secs(16 * 3_600 - 20),
         });
-        assert_eq!(latches.enter(&main, at(20), &RULES), refused);
-        assert_eq!(latches.check(&other, at(20)), Ok(()));
-        assert_eq!(latches.enter(&other, at(20), &RULES), Ok(Leave::Free));
+        assert_eq!(latches.enter(&main, || at(20), &RULES), refused);
+        assert_eq!(latches.check(&other, || at(20)), Ok(()));
+        assert_eq!(latches.enter(&other, || at(20), &RULES), Ok(Leave::Free));
         // To look doesn't take the trial, and only one gets it.
-        assert_eq!(latches.check(&main, at(911)), Ok(()));
-        assert!(is_trial(latches.enter(&main, at(911), &RULES)));
-        assert!(latches.enter(&main, at(912), &RULES).is_err());
-        assert!(latches.check(&main, at(1_810)).is_err());
-        assert!(is_trial(latches.enter(&main, at(1_811), &RULES)));
+        assert_eq!(latches.check(&main, || at(911)), Ok(()));
+        assert!(is_trial(latches.enter(&main, || at(911), &RULES)));
+        assert!(latches.enter(&main, || at(912), &RULES).is_err());
+        assert!(latches.check(&main, || at(1_810)).is_err());
+        assert!(is_trial(latches.enter(&main, || at(1_811), &RULES)));
         assert_eq!(
-            latches.enter(&main, at(16 * 3_600), &RULES),
+            latches.enter(&main, || at(16 * 3_600), &RULES),
             Ok(Leave::Free)
         );
     }
@@ -354,7 +360,7 @@ mod tests {
         assert_eq!(gauge.get(), 1);
         latches.open(&main);
         assert_eq!(gauge.get(), 0);
-        assert_eq!(latches.enter(&main, at(1), &RULES), Ok(Leave::Free));
+        assert_eq!(latches.enter(&main, || at(1), &RULES), Ok(Leave::Free));
         latches.close(&main, at(1).wall, at(1), &RULES);
         latches.sweep(at(16 * 3_600 - 1).wall);
         assert_eq!(gauge.get(), 1);
@@ -368,14 +374,14 @@ mod tests {
         let (latches, at) = (Latches::new(&Metrics::new()), moments());
         let main = account("main", "a");
         latches.close(&main, at(0).wall, at(0), &RULES);
-        let first = latches.enter(&main, at(900), &RULES).expect("a trial");
-        assert!(latches.check(&main, at(901)).is_err());
+        let first = latches.enter(&main, || at(900), &RULES).expect("a trial");
+        assert!(latches.check(&main, || at(901)).is_err());
         latches.give_back(&main, first, at(902));
-        let second = latches.enter(&main, at(902), &RULES).expect("a trial");
+        let second = latches.enter(&main, || at(902), &RULES).expect("a trial");
         assert!(matches!(second, Leave::Trial(_)) && second != first);
         // One that another has overtaken gives nothing back.
         latches.give_back(&main, first, at(903));
-        assert!(latches.check(&main, at(903)).is_err());
+        assert!(latches.check(&main, || at(903)).is_err());
     }
 
     #[test]
@@ -387,7 +393,7 @@ mod tests {
         latches.close(&main, at(0).wall, at(0), &RULES);
         latches.close(&main, at(1).wall, at(1), &RULES);
         assert_eq!(shown(), [1, 0]);
-        assert!(latches.check(&alias, at(1)).is_err());
+        assert!(latches.check(&alias, || at(1)).is_err());
         assert_eq!(shown(), [1, 1]);
         latches.open(&alias);
         assert_eq!(shown(), [0, 0]);
@@ -398,7 +404,7 @@ mod tests {
         let (latches, at) = (Latches::new(&Metrics::new()), moments());
         let main = account("main", "a");
         latches.close(&main, at(16 * 3_600 - 1).wall, at(16 * 3_600 + 1), &RULES);
-        assert_eq!(latches.check(&main, at(16 * 3_600 + 2)), Ok(()));
+        assert_eq!(latches.check(&main, || at(16 * 3_600 + 2)), Ok(()));
         assert_eq!(latches.gauges.with_label_values(&["main"]).get(), 0);
     }
 
@@ -408,7 +414,7 @@ mod tests {
         let main = account("main", "a");
         let midnight = 16 * 3_600;
         latches.close(&main, at(midnight + 1).wall, at(midnight + 1), &RULES);
-        assert!(latches.enter(&main, at(midnight + 15), &RULES).is_err());
-        assert!(is_trial(latches.enter(&main, at(midnight + 16), &RULES)));
+        assert!(latches.enter(&main, || at(midnight + 15), &RULES).is_err());
+        assert!(is_trial(latches.enter(&main, || at(midnight + 16), &RULES)));
     }
 }

@@ -199,20 +199,19 @@ impl<S> Guard<S> {
 
     /// The caller takes nothing: for how long?
     fn poll_stuck(&mut self, cx: &mut Context<'_>) -> Poll<io::Error> {
-        let since = *self.write_since.get_or_insert_with(|| self.clock.now());
-        ready!(
-            self.writing
-                .poll(cx, since + self.limits.write, &self.clock)
-        );
+        let now = self.clock.now();
+        let since = *self.write_since.get_or_insert(now);
+        ready!(self.writing.poll(cx, since + self.limits.write, now));
         Poll::Ready(self.timed_out(Running::Write))
     }
 
     /// There's nothing to read: for how long?
     fn poll_late(&mut self, cx: &mut Context<'_>) -> Poll<io::Error> {
         // Nobody reads again just because a request has ended, so that idling would have no clock: a look at it later gives it one.
-        let later = self.clock.now() + self.limits.rest;
+        let now = self.clock.now();
+        let later = now + self.limits.rest;
         let Some((since, running)) = self.activity.running() else {
-            let _ = self.reading.poll(cx, later, &self.clock);
+            let _ = self.reading.poll(cx, later, now);
             return Poll::Pending;
         };
         let deadline = since + self.limits.of(running);
@@ -220,9 +219,9 @@ impl<S> Guard<S> {
             Running::Idle if !self.unflushed => since + self.limits.rest,
             Running::Idle | Running::Head | Running::Write => later,
         };
-        ready!(self.reading.poll(cx, look.min(deadline), &self.clock));
+        ready!(self.reading.poll(cx, look.min(deadline), now));
         self.activity.set_rest(true);
-        ready!(self.reading.poll(cx, deadline, &self.clock));
+        ready!(self.reading.poll(cx, deadline, now));
         Poll::Ready(self.timed_out(running))
     }
 }
@@ -232,9 +231,9 @@ impl<S> Guard<S> {
 struct Timer(Option<(Instant, Pin<Box<Sleep>>)>);
 
 impl Timer {
-    fn poll(&mut self, cx: &mut Context<'_>, deadline: Instant, clock: &Clock) -> Poll<()> {
+    fn poll(&mut self, cx: &mut Context<'_>, deadline: Instant, now: Instant) -> Poll<()> {
         // Whoever sends without end uses up the task's budget, and then no timer of the runtime rings: it's the clock that counts.
-        if clock.now() >= deadline {
+        if now >= deadline {
             return Poll::Ready(());
         }
         let (armed, sleep) = self
@@ -245,7 +244,8 @@ impl Timer {
             sleep.as_mut().reset(deadline);
         }
         while sleep.as_mut().poll(cx).is_ready() {
-            if clock.now() >= deadline {
+            // It has rung, so that it's as late at least as it was set for.
+            if *armed >= deadline {
                 return Poll::Ready(());
             }
             *armed = deadline;

@@ -16,6 +16,7 @@ use tokio::time::timeout;
 use tokio::time::timeout_at;
 
 use crate::answers::AnswerClass;
+use crate::clock::Stamp;
 use crate::observe::exchange::Answer;
 use crate::observe::exchange::Attempt;
 use crate::observe::exchange::Exchange;
@@ -127,7 +128,7 @@ impl Line {
         } = &*self.proxy;
         let (route, account) = (self.proxy.route(grant)?, grant.account());
         // What will be refused anyway doesn't wait for its turn first.
-        latches.check(account, self.proxy.moment())?;
+        latches.check(account, || self.proxy.moment())?;
         let began = clock.now();
         if route.upstream.is_down(began) {
             return Err(Error::Upstream(upstream::Error::Down));
@@ -160,7 +161,8 @@ impl Line {
         if left < route.rules.retry.attempt_time_min {
             return Err(Error::NoTimeLeft);
         }
-        let leave = latches.enter(account, self.proxy.moment(), &route.rules.quota)?;
+        let moment = || self.proxy.moment();
+        let leave = latches.enter(account, moment, &route.rules.quota)?;
         let turn = Turn {
             _slot: slot,
             _in_flight: Counted::new(&route.in_flight),
@@ -274,7 +276,7 @@ impl Line {
         let sent = send::Call {
             operation: &operation.name,
             signed: &signed,
-            stamp: clock.stamp(),
+            stamp: Stamp::at(asked),
             trace: exchange.trace,
             time_min: call.route.rules.retry.attempt_time_min,
             fair: exchange.uploading <= settings.total_timeout / 2,

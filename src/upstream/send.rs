@@ -284,6 +284,7 @@ mod tests {
     use crate::account::AppId;
     use crate::account::AppKey;
     use crate::clock::Clock;
+    use crate::clock::Stamp;
     use crate::name::UpstreamName;
     use crate::observe::metrics::Metrics;
     use crate::observe::trace::Trace;
@@ -388,7 +389,7 @@ mod tests {
         let call = Call {
             operation: &operation,
             signed,
-            stamp: clock.stamp(),
+            stamp: Stamp::at(clock.since_epoch()),
             trace: Trace::of(&http::HeaderMap::new(), uuid::Uuid::nil()),
             time_min: Duration::ZERO,
             fair: true,
