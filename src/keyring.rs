@@ -31,7 +31,11 @@ const CHECK_OLD: &str =
 
 /// All accounts' keys that calls are signed with from some reload on. What stays is carried over from the ring before.
 #[derive(Debug, Default)]
-pub struct Keyring(HashMap<AccountName, Arc<Entry>>);
+pub struct Keyring {
+    by_name: HashMap<AccountName, Arc<Entry>>,
+    /// By the accounts' numbers. Nothing, where an account has no key.
+    by_number: Vec<Option<Arc<Entry>>>,
+}
 
 #[derive(Debug)]
 struct Entry {
@@ -77,23 +81,32 @@ impl Keyring {
     ) -> Self {
         let entry = |account: &Arc<Account>| {
             let key = account.key.as_ref().ok()?;
-            let kept = before.and_then(|before| before.0.get(&account.name));
+            let kept = before.and_then(|before| before.by_name.get(&account.name));
             let kept = kept.filter(|kept| kept.key.is(key) && is_same(&kept.account, account));
-            let entry = kept.map_or_else(|| Arc::new(Entry::new(account, key, now)), Arc::clone);
-            Some((account.name.clone(), entry))
+            Some(kept.map_or_else(|| Arc::new(Entry::new(account, key, now)), Arc::clone))
         };
-        Self(accounts.iter().filter_map(entry).collect())
+        let by_number: Vec<_> = accounts.iter().map(entry).collect();
+        let named = accounts.iter().zip(&by_number);
+        let named =
+            named.filter_map(|(account, entry)| Some((account.name.clone(), entry.clone()?)));
+        Self {
+            by_name: named.collect(),
+            by_number,
+        }
     }
 
     /// This ring has taken the place of the one `before`: what's only of that isn't shown any more. Returns who has another key now, by name.
     #[must_use]
     pub fn replaces(&self, before: &Self, metrics: &Metrics) -> Vec<Rotation> {
-        for (name, entry) in &before.0 {
-            let kept = self.0.get(name).is_some_and(|now| Arc::ptr_eq(now, entry));
+        for (name, entry) in &before.by_name {
+            let kept = self
+                .by_name
+                .get(name)
+                .is_some_and(|now| Arc::ptr_eq(now, entry));
             entry.replaced.store(!kept, Ordering::Release);
         }
         let labels = |ring: &Self| -> HashSet<_> {
-            let entries = ring.0.values();
+            let entries = ring.by_name.values();
             entries
                 .map(|entry| {
                     (
@@ -107,7 +120,7 @@ impl Keyring {
             metrics.forget_account_key(account.as_str(), fingerprint);
         }
         let rotation = |(name, entry): (&AccountName, &Arc<Entry>)| {
-            let had = before.0.get(name).map(|had| &had.key);
+            let had = before.by_name.get(name).map(|had| &had.key);
             let another = had.is_none_or(|had| !had.is(&entry.key));
             another.then(|| Rotation {
                 account: name.clone(),
@@ -115,14 +128,14 @@ impl Keyring {
                 now: entry.key.fingerprint(),
             })
         };
-        let mut rotations: Vec<_> = self.0.iter().filter_map(rotation).collect();
+        let mut rotations: Vec<_> = self.by_name.iter().filter_map(rotation).collect();
         rotations.sort_unstable_by(|one, other| one.account.cmp(&other.account));
         rotations
     }
 
     /// Shows those that aren't shown yet.
     pub fn show(&self, metrics: &Metrics) {
-        for entry in self.0.values() {
+        for entry in self.by_name.values() {
             entry.shown.get_or_init(|| {
                 let fingerprint = entry.key.fingerprint().to_string();
                 let shown = metrics.account_key(entry.account.name.as_str(), &fingerprint);
@@ -135,9 +148,9 @@ impl Keyring {
         }
     }
 
-    /// KYBIO has answered a call with success: its signature was right.
-    pub fn accepted(&self, account: &Account) {
-        let Some(entry) = self.0.get(&account.name) else {
+    /// KYBIO has answered a call with success: its signature, with the key of the account of this number, was right.
+    pub fn accepted(&self, account: usize) {
+        let Some(entry) = self.entry(account) else {
             return;
         };
         // Nearly always it was before.
@@ -148,13 +161,13 @@ impl Keyring {
             if let Some(Some(shown)) = entry.shown.get() {
                 shown.set(1);
             }
-            tracing::info!(account = %account.name, fingerprint = %entry.key.fingerprint(), "KYBIO takes the account's key");
+            tracing::info!(account = %entry.account.name, fingerprint = %entry.key.fingerprint(), "KYBIO takes the account's key");
         }
     }
 
     /// KYBIO has answered that it doesn't take the `appId` or the signature. Told at once, and then once a minute for each account.
-    pub fn refused(&self, account: &Account, now: Instant) {
-        let Some(entry) = self.0.get(&account.name) else {
+    pub fn refused(&self, account: usize, now: Instant) {
+        let Some(entry) = self.entry(account) else {
             return;
         };
         let mut refused = entry.refused.lock().unwrap_or_else(PoisonError::into_inner);
@@ -171,7 +184,11 @@ impl Keyring {
         } else {
             CHECK_NEW
         };
-        tracing::warn!(account = %account.name, fingerprint = %entry.key.fingerprint(), answers, check, "KYBIO doesn't take the account's key");
+        tracing::warn!(account = %entry.account.name, fingerprint = %entry.key.fingerprint(), answers, check, "KYBIO doesn't take the account's key");
+    }
+
+    fn entry(&self, account: usize) -> Option<&Entry> {
+        self.by_number.get(account)?.as_deref()
     }
 }
 

@@ -7,7 +7,6 @@ use std::sync::atomic::AtomicU32;
 use std::time::Duration;
 
 use http::HeaderMap;
-use http::HeaderValue;
 use tokio::time::Instant;
 use tracing::Level;
 use uuid::Uuid;
@@ -262,12 +261,6 @@ impl Exchange {
     #[must_use]
     pub fn account_name(&self) -> Option<&AccountName> {
         self.series.account(self.account?)
-    }
-
-    /// The account's name as a header's value.
-    #[must_use]
-    pub fn account_header(&self) -> Option<&HeaderValue> {
-        self.series.account_header(self.account?)
     }
 
     /// The names, for whoever has their numbers.

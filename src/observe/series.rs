@@ -13,7 +13,6 @@ use std::sync::atomic::AtomicBool;
 use std::sync::atomic::AtomicUsize;
 use std::sync::atomic::Ordering;
 
-use http::HeaderValue;
 use prometheus::Histogram;
 use prometheus::IntCounter;
 use prometheus::IntGauge;
@@ -210,8 +209,6 @@ struct CallerSeries {
 #[derive(Debug)]
 struct AccountSeries {
     name: AccountName,
-    /// The name for answers' heads, made once.
-    header: HeaderValue,
     requests: ByOutcome,
     answers: ByCode,
     credential_errors: OnceLock<IntCounter>,
@@ -250,8 +247,6 @@ impl Series {
                     requests: OnceLock::new(),
                     answers: OnceLock::new(),
                     credential_errors: OnceLock::new(),
-                    header: HeaderValue::from_str(name.as_str())
-                        .expect("an account's name is a header value"),
                     name,
                 })
                 .collect(),
@@ -315,12 +310,6 @@ impl Series {
     #[must_use]
     pub fn account(&self, number: usize) -> Option<&AccountName> {
         self.accounts.get(number).map(|account| &account.name)
-    }
-
-    /// Its name as a header's value.
-    #[must_use]
-    pub fn account_header(&self, number: usize) -> Option<&HeaderValue> {
-        self.accounts.get(number).map(|account| &account.header)
     }
 
     /// One request for this operation; `None` if it's for nothing that its caller may call.

@@ -126,7 +126,7 @@ impl Line {
             slots,
             ..
         } = &*self.proxy;
-        let (route, account) = (self.proxy.route(grant)?, grant.account());
+        let ((_, route), account) = (self.proxy.route(grant)?, grant.account());
         // What will be refused anyway doesn't wait for its turn first.
         latches.check(account, || self.proxy.moment())?;
         let began = clock.now();
@@ -180,11 +180,8 @@ impl Line {
         exchange: &mut Exchange,
         tell: &mut Tell,
     ) -> Verdict {
-        let route = self.proxy.route(grant)?;
-        let pool = self
-            .pools
-            .get(&grant.account().upstream)
-            .ok_or(Error::NoUpstream)?;
+        let (number, route) = self.proxy.route(grant)?;
+        let pool = self.pools.get(number).ok_or(Error::NoUpstream)?;
         let call = Call {
             route,
             grant,
@@ -337,9 +334,9 @@ impl Line {
         let account = call.grant.account();
         let class = reply.verdict().class;
         if reply.verdict().success {
-            keyring.accepted(account);
+            keyring.accepted(call.grant.account_number());
         } else if class == Some(AnswerClass::Credential) {
-            keyring.refused(account, clock.now());
+            keyring.refused(call.grant.account_number(), clock.now());
         }
         match class {
             Some(AnswerClass::QuotaExhausted) => {
@@ -452,10 +449,9 @@ fn without_signature(reply: Reply, signed: &SignedBody, exchange: &mut Exchange)
 }
 
 impl Proxy {
-    fn route(&self, grant: &Grant) -> Result<&Route, Error> {
-        self.routes
-            .get(&grant.account().upstream)
-            .ok_or(Error::NoUpstream)
+    fn route(&self, grant: &Grant) -> Result<(usize, &Route), Error> {
+        let route = self.routes.of(grant.account_number());
+        route.ok_or(Error::NoUpstream)
     }
 
     fn moment(&self) -> Moment {

@@ -7,7 +7,6 @@ mod migration;
 pub mod respond;
 pub mod route;
 
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -31,7 +30,6 @@ use crate::identity::Callers;
 use crate::identity::Presented;
 use crate::keyring::Keyring;
 use crate::listener::Peer;
-use crate::name::UpstreamName;
 use crate::observe::exchange::Exchange;
 use crate::observe::ration::Ration;
 use crate::observe::series::Series;
@@ -45,6 +43,7 @@ use crate::policy::Policy;
 use crate::proxy::error::Error;
 use crate::proxy::forward::Unheard;
 use crate::proxy::route::Route;
+use crate::proxy::route::Routes;
 use crate::quota::Latches;
 use crate::slots::Slots;
 use crate::upstream::pool::Pool;
@@ -63,6 +62,9 @@ pub struct Settings {
 /// Shortens the caller's wait, in milliseconds.
 const TIMEOUT: HeaderName = HeaderName::from_static("kybio-gateway-timeout-ms");
 
+/// KYBIO has no such thing, so that nobody is to rely on it.
+const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
+
 /// An hour, which is the longest time that can be configured.
 const TIMEOUT_MS_MAX: u64 = 3_600_000;
 
@@ -80,7 +82,7 @@ pub struct Proxy {
     /// Who may do what.
     pub policy: Policy,
     /// Where to.
-    pub routes: HashMap<UpstreamName, Route>,
+    pub routes: Routes,
     /// How many at a time.
     pub slots: Slots,
     /// How much memory bodies take.
@@ -114,7 +116,8 @@ pub struct Worker {
 /// meanwhile.
 pub struct Line {
     proxy: Arc<Proxy>,
-    pools: HashMap<UpstreamName, Arc<Pool>>,
+    /// One for each route, in their order.
+    pools: Vec<Arc<Pool>>,
     attempts: TaskTracker,
 }
 
@@ -142,9 +145,8 @@ impl Worker {
         let before = self.line();
         let attempts = self.attempts.clone();
         let line = Line::new(proxy, Some(&before), &self.drivers, attempts);
-        for (name, pool) in &before.pools {
-            let stays = |kept: &Arc<Pool>| Arc::ptr_eq(kept, pool);
-            if !line.pools.get(name).is_some_and(stays) {
+        for pool in &before.pools {
+            if !line.pools.iter().any(|kept| Arc::ptr_eq(kept, pool)) {
                 pool.close();
             }
         }
@@ -165,17 +167,16 @@ impl Line {
         drivers: &TaskTracker,
         attempts: TaskTracker,
     ) -> Self {
-        let pool = |(name, route): (&UpstreamName, &Route)| {
-            let kept = before.and_then(|before| before.pools.get(name));
-            let kept = kept.filter(|pool| std::ptr::eq(pool.upstream(), &*route.upstream));
-            let pool = kept.map_or_else(
+        let pool = |route: &Route| {
+            let is_its = |pool: &&Arc<Pool>| std::ptr::eq(pool.upstream(), &*route.upstream);
+            let kept = before.and_then(|before| before.pools.iter().find(is_its));
+            kept.map_or_else(
                 || {
                     let upstream = Arc::clone(&route.upstream);
                     Arc::new(Pool::new(upstream, proxy.clock.clone(), drivers.clone()))
                 },
                 Arc::clone,
-            );
-            (name.clone(), pool)
+            )
         };
         Self {
             pools: proxy.routes.iter().map(pool).collect(),
@@ -186,12 +187,12 @@ impl Line {
 
     /// The kept connections, for whoever sweeps them.
     pub fn pools(&self) -> impl Iterator<Item = &Arc<Pool>> {
-        self.pools.values()
+        self.pools.iter()
     }
 
     /// Closes what has been kept for too long. Called each second, and when another worker wants a connection.
     pub fn sweep(&self) {
-        self.pools.values().for_each(|pool| pool.sweep());
+        self.pools.iter().for_each(|pool| pool.sweep());
         self.proxy.latches.sweep(self.proxy.clock.since_epoch());
     }
 
@@ -302,7 +303,7 @@ impl Proxy {
         let permit = self.policy.authorize(&caller, asked, headers)?;
         exchange.permitted = Some(permit.operation_number());
         exchange.account = permit.account_number();
-        if headers.contains_key("idempotency-key") {
+        if headers.contains_key(IDEMPOTENCY_KEY) {
             return Err(Error::IdempotencyKey);
         }
         let patience = patience(headers)?.map(|patience| exchange.started() + patience);

@@ -147,9 +147,7 @@ impl Receipt {
             outcome,
             retryable,
             attempts: self.progress.attempts.load(Ordering::Acquire),
-            account: self
-                .account
-                .and_then(|number| self.series.account_header(number)),
+            account: self.account(),
         }
     }
 }
@@ -292,7 +290,7 @@ struct Header<'a> {
     outcome: Outcome,
     retryable: bool,
     attempts: u32,
-    account: Option<&'a HeaderValue>,
+    account: Option<&'a AccountName>,
 }
 
 /// The exchange's own answer, which ends it.
@@ -309,7 +307,7 @@ fn told_in(
         outcome: exchange.outcome,
         retryable,
         attempts: exchange.progress.attempts.load(Ordering::Acquire),
-        account: exchange.account_header(),
+        account: exchange.account_name(),
     };
     answer(status, body, &about)
 }
@@ -333,7 +331,8 @@ fn answer(status: StatusCode, body: Bytes, about: &Header<'_>) -> Response<Bytes
     headers.insert(ATTEMPTS, attempts_value(about.attempts));
     headers.insert(REQUEST_ID, id_value(about.id));
     if let Some(account) = about.account {
-        headers.insert(ACCOUNT, account.clone());
+        let name = HeaderValue::from_str(account.as_str());
+        headers.insert(ACCOUNT, name.expect("an account's name is a header value"));
     }
     response
 }

@@ -1,11 +1,14 @@
 //! One upstream as calls meet it: the host, and what is remembered of it for all workers.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use prometheus::IntCounter;
 use prometheus::IntGauge;
 
+use crate::account::Account;
+use crate::name::UpstreamName;
 use crate::observe::metrics::Metrics;
 use crate::quota;
 use crate::retry;
@@ -53,7 +56,55 @@ pub struct Route {
     pub queued: IntGauge,
 }
 
+/// All of them.
+pub struct Routes {
+    all: Vec<Route>,
+    numbers: HashMap<UpstreamName, usize>,
+    /// By the accounts' numbers, so that a request needn't look for a name.
+    of_accounts: Vec<Option<usize>>,
+}
+
+impl Routes {
+    /// These, and which of them each of these accounts goes by.
+    #[must_use]
+    pub fn new(all: Vec<Route>, accounts: &[Arc<Account>]) -> Self {
+        let named = all.iter().enumerate();
+        let named = named.map(|(number, route)| (route.name().clone(), number));
+        let numbers: HashMap<_, _> = named.collect();
+        let of = |account: &Arc<Account>| numbers.get(&account.upstream).copied();
+        Self {
+            of_accounts: accounts.iter().map(of).collect(),
+            numbers,
+            all,
+        }
+    }
+
+    /// In their order.
+    pub fn iter(&self) -> impl Iterator<Item = &Route> {
+        self.all.iter()
+    }
+
+    /// To the upstream of this name.
+    #[must_use]
+    pub fn named(&self, name: &UpstreamName) -> Option<&Route> {
+        self.all.get(*self.numbers.get(name)?)
+    }
+
+    /// Of the account of this number, with its own number.
+    #[must_use]
+    pub fn of(&self, account: usize) -> Option<(usize, &Route)> {
+        let number = (*self.of_accounts.get(account)?)?;
+        Some((number, self.all.get(number)?))
+    }
+}
+
 impl Route {
+    /// As configuration names the upstream.
+    #[must_use]
+    pub fn name(&self) -> &UpstreamName {
+        &self.upstream.settings().name
+    }
+
     /// What didn't change is carried over from the one before, with all that is remembered of it: connections, the breaker, how
     /// often calls were sent again.
     ///

@@ -280,7 +280,7 @@ impl Server {
             tokio::spawn(notify::watchdog(alive, self.stop.closing.clone()));
             // Nothing of this configuration is held for longer than it's in force: it has keys.
             let Proxy { routes, clock, .. } = &*self.in_force.proxy;
-            for route in routes.values() {
+            for route in routes.iter() {
                 reload::watch_upstream(route, clock);
             }
             let standing = Arc::clone(&self.admin.standing);

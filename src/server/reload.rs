@@ -45,6 +45,7 @@ use crate::policy::Policy;
 use crate::proxy::Proxy;
 use crate::proxy::Worker;
 use crate::proxy::route::Route;
+use crate::proxy::route::Routes;
 use crate::quota::Latches;
 use crate::server::Error;
 use crate::server::check_descriptors;
@@ -114,7 +115,7 @@ impl InForce {
 
 /// The same appId at the same host: what is known of a key of the one holds for the other. The upstream's name is the operator's own.
 fn is_same_merchant(before: &Proxy, had: &Account, account: &Account, host: &BaseUrl) -> bool {
-    let route = before.routes.get(&had.upstream);
+    let route = before.routes.named(&had.upstream);
     let at = route.map(|route| &route.upstream.settings().base_url);
     had.app_id == account.app_id && had.upstream == account.upstream && at == Some(host)
 }
@@ -147,18 +148,16 @@ pub(super) fn proxy(
     metrics.room.set_max(config.series_max);
     let routes = config.upstreams.iter().map(|settings| {
         let name = &settings.upstream.name;
-        let before = before.and_then(|before| before.routes.get(name));
-        match Route::new(settings.clone(), before, metrics) {
-            Ok(route) => Ok((name.clone(), route)),
-            Err(cause) => Err(Error::Upstream {
-                name: name.to_string(),
-                cause,
-            }),
-        }
+        let before = before.and_then(|before| before.routes.named(name));
+        let route = Route::new(settings.clone(), before, metrics);
+        route.map_err(|cause| Error::Upstream {
+            name: name.to_string(),
+            cause,
+        })
     });
-    let routes: HashMap<_, _> = routes.collect::<Result<_, _>>()?;
+    let routes = Routes::new(routes.collect::<Result<_, _>>()?, &config.accounts);
     let is_same = |had: &Account, account: &Account| {
-        let now = routes.get(&account.upstream);
+        let now = routes.named(&account.upstream);
         let host = now.map(|route: &Route| &route.upstream.settings().base_url);
         let before = before.zip(host);
         before.is_some_and(|(before, host)| is_same_merchant(before, had, account, host))
@@ -473,8 +472,9 @@ impl Reloader {
             },
         );
         let routes = &self.in_force.proxy.routes;
-        for (name, route) in &before.proxy.routes {
-            let now = routes.get(name).map(|route| &route.upstream);
+        for route in before.proxy.routes.iter() {
+            let name = route.name();
+            let now = routes.named(name).map(|route| &route.upstream);
             if now.is_none_or(|now| !Arc::ptr_eq(now, &route.upstream)) {
                 route.upstream.retire();
                 let url = &route.upstream.settings().base_url;
@@ -486,8 +486,8 @@ impl Reloader {
                 }
             }
         }
-        for (name, route) in routes {
-            let known = before.proxy.routes.get(name);
+        for route in routes.iter() {
+            let known = before.proxy.routes.named(route.name());
             if known.is_none_or(|known| !Arc::ptr_eq(&known.upstream, &route.upstream)) {
                 watch_upstream(route, &clock);
             }
