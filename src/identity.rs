@@ -1,7 +1,7 @@
 //! Who is calling: from what a connection presents to the caller that configuration knows by it. A certificate's names, a user of this
 //! machine and its loopback never stand for one another.
 
-use std::collections::BTreeMap;
+use std::collections::HashMap;
 use std::fmt;
 
 use crate::name::CallerName;
@@ -241,9 +241,9 @@ impl fmt::Display for Names {
 /// All identities that configuration knows, by what connections present: a request makes nothing to look its caller up with.
 #[derive(Clone, Debug, Default)]
 pub struct Callers {
-    spiffe: BTreeMap<String, Caller>,
-    dns: BTreeMap<String, Caller>,
-    uids: BTreeMap<u32, Caller>,
+    spiffe: HashMap<String, Caller>,
+    dns: HashMap<String, Caller>,
+    uids: HashMap<u32, Caller>,
     loopback: Option<Caller>,
 }
 
