@@ -98,7 +98,7 @@ struct Scene<'a> {
 
 fn run(settings: &Settings) -> Result<bool> {
     let scene = Scene {
-        street: Street::new()?,
+        street: Street::new(&settings.gateway)?,
         settings,
         reach: if settings.demands { FULL } else { SMALL },
     };
@@ -160,7 +160,9 @@ fn run(settings: &Settings) -> Result<bool> {
         .notes
         .push("1 kB is 1,000 bytes, 1 MB 1,000 kB; memory is VmRSS, peak memory VmHWM.".to_owned());
     report.notes.push(machine::told()?);
-    report.notes.push(street::gateway::version()?);
+    report
+        .notes
+        .push(street::gateway::version(&settings.gateway)?);
     report.notes.push(noise.told()?);
     let is_met = report.publish("growth")?;
     Ok(is_met || !settings.demands)

@@ -136,7 +136,7 @@ const PEAK: &str = "peak memory, 1 MiB, 8 in flight, after the others";
 type Outcomes = BTreeMap<(&'static str, &'static str), Vec<Outcome>>;
 
 fn run(settings: &street::settings::Settings) -> Result<bool> {
-    let street = Street::new()?;
+    let street = Street::new(&settings.gateway)?;
     let mut noise = Noise::begin()?;
     let (mut outcomes, mut peaks) = (Outcomes::new(), BTreeMap::<_, Samples>::new());
     for round in 0..settings.rounds {
@@ -161,7 +161,7 @@ fn run(settings: &street::settings::Settings) -> Result<bool> {
     report.notes.push(format!(
         "{}; {}",
         Nginx::version()?,
-        street::gateway::version()?
+        street::gateway::version(&settings.gateway)?
     ));
     report.notes.push(noise.told()?);
     let is_met = report.publish("peers")?;

@@ -1,6 +1,7 @@
 //! The gateway under measurement: the real program with everything on, as it would serve a company.
 
 use std::fs::File;
+use std::path::Path;
 use std::time::Duration;
 
 use kybio_gateway::operations::Catalogue;
@@ -49,7 +50,7 @@ impl Gateway {
         let (port, admin) = (free_port()?, free_port()?);
         let text = configuration(street, hosts, shape, (port, admin))?;
         let path = street.write("gateway.toml", &text)?;
-        let mut command = on(cores, PROGRAM.as_ref());
+        let mut command = on(cores, &street.program);
         command.arg("serve").arg("--config").arg(path);
         // The access log goes to a file, as those of the peers.
         command.stderr(File::create(street.path("gateway.log"))?);
@@ -128,8 +129,8 @@ drain_timeout = "1s"
 }
 
 /// What the program says of itself.
-pub fn version() -> Result<String> {
-    let said = std::process::Command::new(PROGRAM)
+pub fn version(program: &Path) -> Result<String> {
+    let said = std::process::Command::new(program)
         .arg("--version")
         .output()?;
     Ok(String::from_utf8_lossy(&said.stdout).trim().to_owned())

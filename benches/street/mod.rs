@@ -46,15 +46,18 @@ pub const CALLERS: usize = 64;
 /// A throwaway folder with everything that processes read and write.
 pub struct Street {
     folder: tempfile::TempDir,
+    /// The gateway that is measured.
+    program: PathBuf,
 }
 
 impl Street {
     /// Certificates from the gateway's own `pki`.
-    pub fn new() -> Result<Self> {
+    pub fn new(program: &Path) -> Result<Self> {
         let street = Self {
             folder: tempfile::tempdir()?,
+            program: program.to_owned(),
         };
-        let mut pki = Command::new(gateway::PROGRAM);
+        let mut pki = Command::new(program);
         pki.arg("pki").arg("--out").arg(street.path("tls"));
         for number in 0..CALLERS {
             let identity = format!("load-{number}=spiffe://street.example/load-{number}");

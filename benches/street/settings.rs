@@ -1,5 +1,7 @@
 //! How long a benchmark takes.
 
+use std::path::PathBuf;
+
 use clap::Parser;
 
 /// How `cargo bench --bench NAME -- [OPTIONS]` is asked for less or more than usual.
@@ -17,6 +19,9 @@ struct Arguments {
     /// Measure only what has this in its name.
     #[arg(long, value_name = "NAME")]
     only: Option<String>,
+    /// Measure this program instead of the one that is built here.
+    #[arg(long, value_name = "PROGRAM", default_value = super::gateway::PROGRAM)]
+    gateway: PathBuf,
     /// What Cargo tells every benchmark.
     #[arg(long, hide = true)]
     bench: bool,
@@ -36,6 +41,8 @@ pub struct Settings {
     pub window_ms: u64,
     /// Whether figures that aren't as they must be make it fail.
     pub demands: bool,
+    /// The program that is measured.
+    pub gateway: PathBuf,
     only: Option<String>,
 }
 
@@ -54,6 +61,7 @@ impl Settings {
             warm_up_ms: arguments.warm_up.unwrap_or(warm_up_ms),
             window_ms: arguments.window.unwrap_or(window_ms),
             demands: arguments.bench,
+            gateway: arguments.gateway,
             only: arguments.only,
         }
     }
