@@ -34,7 +34,7 @@ fn main() -> ExitCode {
     if let Some(done) = street::task() {
         return done;
     }
-    match run(&Settings::from_arguments(5)) {
+    match Settings::from_arguments(5).and_then(|settings| run(&settings)) {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
         Err(error) => {

@@ -19,6 +19,7 @@ use street::load::{self, Mode, Outcome, Plan};
 use street::nginx::{Job, Line, Nginx};
 use street::noise::Noise;
 use street::report::{Demand, Figure, Report, Samples};
+use street::settings::Settings;
 use street::stub::{Seen, Stub};
 use street::{BESIDE, BOTH, Cores, MEASURED, Result, Street, clock, machine};
 
@@ -37,7 +38,7 @@ fn main() -> ExitCode {
     if let Some(done) = street::task() {
         return done;
     }
-    match run(&street::settings::Settings::from_arguments(9)) {
+    match Settings::from_arguments(9).and_then(|settings| run(&settings)) {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
         Err(error) => {
@@ -135,7 +136,7 @@ const PEAK: &str = "peak memory, 1 MiB, 8 in flight, after the others";
 /// All outcomes, by cell and by whom.
 type Outcomes = BTreeMap<(&'static str, &'static str), Vec<Outcome>>;
 
-fn run(settings: &street::settings::Settings) -> Result<bool> {
+fn run(settings: &Settings) -> Result<bool> {
     let street = Street::new(&settings.gateway)?;
     let mut noise = Noise::begin()?;
     let (mut outcomes, mut peaks) = (Outcomes::new(), BTreeMap::<_, Samples>::new());
@@ -194,7 +195,7 @@ impl Proxy {
 
 fn one_core(
     street: &Street,
-    settings: &street::settings::Settings,
+    settings: &Settings,
     round: usize,
     outcomes: &mut Outcomes,
     peaks: &mut BTreeMap<&'static str, Samples>,
@@ -273,7 +274,7 @@ fn one_core(
 
 fn two_workers(
     street: &Street,
-    settings: &street::settings::Settings,
+    settings: &Settings,
     round: usize,
     outcomes: &mut Outcomes,
 ) -> Result<()> {
@@ -310,7 +311,7 @@ fn two_workers(
 
 fn measure(
     street: &Street,
-    settings: &street::settings::Settings,
+    settings: &Settings,
     cell: &Cell,
     proxy: &Proxy,
     stub: &mut Stub,

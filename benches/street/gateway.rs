@@ -1,7 +1,8 @@
 //! The gateway under measurement: the real program with everything on, as it would serve a company.
 
 use std::fs::File;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::Duration;
 
 use kybio_gateway::operations::Catalogue;
@@ -11,6 +12,22 @@ use super::{CALLERS, Cores, Result, Street, free_port, on, rule};
 
 /// Cargo builds it beside the benchmarks, in the same profile.
 pub const PROGRAM: &str = env!("CARGO_BIN_EXE_kybio-gateway");
+
+/// The program as it's shipped. The one beside the benchmarks has in it what only tests want of its libraries (a clock that can be
+/// paused, for one), and isn't what the profile of releases was counted of.
+pub fn shipped() -> Result<PathBuf> {
+    let folder = Path::new(PROGRAM).ancestors().nth(2).ok_or("no folder")?;
+    let built = Command::new(env!("CARGO"))
+        .args(["build", "--release", "--locked", "--manifest-path"])
+        .arg(concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml"))
+        .arg("--target-dir")
+        .arg(folder)
+        .status()?;
+    if !built.success() {
+        return Err("the gateway can't be built".into());
+    }
+    Ok(folder.join("release/kybio-gateway"))
+}
 
 /// How large it is.
 #[derive(Clone, Copy, Debug)]
@@ -130,8 +147,6 @@ drain_timeout = "1s"
 
 /// What the program says of itself.
 pub fn version(program: &Path) -> Result<String> {
-    let said = std::process::Command::new(program)
-        .arg("--version")
-        .output()?;
+    let said = Command::new(program).arg("--version").output()?;
     Ok(String::from_utf8_lossy(&said.stdout).trim().to_owned())
 }

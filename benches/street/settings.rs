@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use clap::Parser;
 
+use super::{Result, gateway};
+
 /// How `cargo bench --bench NAME -- [OPTIONS]` is asked for less or more than usual.
 #[derive(Debug, Parser)]
 struct Arguments {
@@ -19,9 +21,9 @@ struct Arguments {
     /// Measure only what has this in its name.
     #[arg(long, value_name = "NAME")]
     only: Option<String>,
-    /// Measure this program instead of the one that is built here.
-    #[arg(long, value_name = "PROGRAM", default_value = super::gateway::PROGRAM)]
-    gateway: PathBuf,
+    /// Measure this program instead of the one that is built here; nothing is demanded of it.
+    #[arg(long, value_name = "PROGRAM")]
+    gateway: Option<PathBuf>,
     /// What Cargo tells every benchmark.
     #[arg(long, hide = true)]
     bench: bool,
@@ -49,21 +51,30 @@ pub struct Settings {
 impl Settings {
     /// Of this process: so many rounds unless it's told otherwise. `cargo bench` says `--bench`; without it, it's only to be seen that
     /// all works. Ends the process when it's told something else than there is.
-    pub fn from_arguments(rounds: usize) -> Self {
+    ///
+    /// # Errors
+    /// When the gateway can't be built.
+    pub fn from_arguments(rounds: usize) -> Result<Self> {
         let arguments = Arguments::parse();
+        let demands = arguments.bench && arguments.gateway.is_none();
+        let gateway = match arguments.gateway {
+            Some(program) => program,
+            None if arguments.bench => gateway::shipped()?,
+            None => gateway::PROGRAM.into(),
+        };
         let (rounds, warm_up_ms, window_ms) = if arguments.bench {
             (rounds, 300, 1_200)
         } else {
             (1, 50, 100)
         };
-        Self {
+        Ok(Self {
             rounds: arguments.rounds.unwrap_or(rounds),
             warm_up_ms: arguments.warm_up.unwrap_or(warm_up_ms),
             window_ms: arguments.window.unwrap_or(window_ms),
-            demands: arguments.bench,
-            gateway: arguments.gateway,
+            demands,
+            gateway,
             only: arguments.only,
-        }
+        })
     }
 
     /// Whether this one is to be measured.
