@@ -87,6 +87,7 @@ impl Borrow<str> for AppId {
 
 /// The secret half, as the state of an MD5 that has read it: `appKey` comes first in what is signed (contract, section 1), so
 /// the text itself isn't needed again. The state is as secret as the text: MD5 keeps what hasn't filled a block of 64 bytes as it is. No `Clone`, `Display` or `Serialize`; wiped on drop.
+/// It's made where it stays, and never had by value: to move it would leave a copy behind that nobody wipes.
 pub struct AppKey {
     state: Md5,
     tag: Zeroizing<[u8; TAG_LENGTH]>,
@@ -154,8 +155,7 @@ impl AppKey {
     /// The longest key, in bytes. The vendor's have some 19 digits.
     pub const LENGTH_MAX: usize = 256;
 
-    /// Takes a key as its file has it; white space around it is dropped, because a trailing line break is the classic mistake. It's made
-    /// where it stays: to move it would leave a copy behind that nobody wipes.
+    /// Takes a key as its file has it; white space around it is dropped, because a trailing line break is the classic mistake.
     ///
     /// # Errors
     /// When what remains is empty, too long, or has anything but printable ASCII inside.

@@ -33,7 +33,7 @@ const CHECK_OLD: &str =
 #[derive(Debug, Default)]
 pub struct Keyring {
     by_name: HashMap<AccountName, Arc<Entry>>,
-    /// By the accounts' numbers. Nothing, where an account has no key.
+    /// By the accounts' numbers in this configuration, which mean nothing in another. Nothing, where an account has no key.
     by_number: Vec<Option<Arc<Entry>>>,
 }
 
@@ -149,8 +149,8 @@ impl Keyring {
     }
 
     /// KYBIO has answered a call with success: its signature, with the key of the account of this number, was right.
-    pub fn accepted(&self, account: usize) {
-        let Some(entry) = self.entry(account) else {
+    pub fn accepted(&self, account_number: usize) {
+        let Some(entry) = self.entry(account_number) else {
             return;
         };
         // Nearly always it was before.
@@ -166,8 +166,8 @@ impl Keyring {
     }
 
     /// KYBIO has answered that it doesn't take the `appId` or the signature. Told at once, and then once a minute for each account.
-    pub fn refused(&self, account: usize, now: Instant) {
-        let Some(entry) = self.entry(account) else {
+    pub fn refused(&self, account_number: usize, now: Instant) {
+        let Some(entry) = self.entry(account_number) else {
             return;
         };
         let mut refused = entry.refused.lock().unwrap_or_else(PoisonError::into_inner);
@@ -187,8 +187,8 @@ impl Keyring {
         tracing::warn!(account = %entry.account.name, fingerprint = %entry.key.fingerprint(), answers, check, "KYBIO doesn't take the account's key");
     }
 
-    fn entry(&self, account: usize) -> Option<&Entry> {
-        self.by_number.get(account)?.as_deref()
+    fn entry(&self, account_number: usize) -> Option<&Entry> {
+        self.by_number.get(account_number)?.as_deref()
     }
 }
 

@@ -113,22 +113,22 @@ impl Latches {
         }
     }
 
-    /// Whether a call would have leave. Takes no trial. `now` is asked only where something is known of an account.
+    /// Whether a call would have leave. Takes no trial. `now` is asked only where something is known of any account.
     ///
     /// # Errors
     /// When the account's calls are used up, and no trial is due.
-    pub fn check(&self, account: &Account, now: impl Fn() -> Moment) -> Result<(), UsedUp> {
+    pub fn check(&self, account: &Account, now: impl FnOnce() -> Moment) -> Result<(), UsedUp> {
         self.decide(account, now, None).map(drop)
     }
 
-    /// Asks for leave to make a call, which may be a trial.
+    /// Asks for leave to make a call, which may be a trial. `now` is asked as in [`check`](Self::check).
     ///
     /// # Errors
     /// When the account's calls are used up, and no trial is due.
     pub fn enter(
         &self,
         account: &Account,
-        now: impl Fn() -> Moment,
+        now: impl FnOnce() -> Moment,
         rules: &Rules,
     ) -> Result<Leave, UsedUp> {
         self.decide(account, now, Some(rules))
@@ -137,7 +137,7 @@ impl Latches {
     fn decide(
         &self,
         account: &Account,
-        now: impl Fn() -> Moment,
+        now: impl FnOnce() -> Moment,
         taken_by: Option<&Rules>,
     ) -> Result<Leave, UsedUp> {
         if self.count.load(Ordering::Acquire) == 0 {

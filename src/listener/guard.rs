@@ -231,6 +231,7 @@ impl<S> Guard<S> {
 struct Timer(Option<(Instant, Pin<Box<Sleep>>)>);
 
 impl Timer {
+    /// Whether `deadline` is over; `now` is what the clock has just said.
     fn poll(&mut self, cx: &mut Context<'_>, deadline: Instant, now: Instant) -> Poll<()> {
         // Whoever sends without end uses up the task's budget, and then no timer of the runtime rings: it's the clock that counts.
         if now >= deadline {

@@ -128,7 +128,8 @@ impl Line {
         } = &*self.proxy;
         let ((_, route), account) = (self.proxy.route(grant)?, grant.account());
         // What will be refused anyway doesn't wait for its turn first.
-        latches.check(account, || self.proxy.moment())?;
+        let moment = || self.proxy.moment();
+        latches.check(account, moment)?;
         let began = clock.now();
         if route.upstream.is_down(began) {
             return Err(Error::Upstream(upstream::Error::Down));
@@ -161,7 +162,6 @@ impl Line {
         if left < route.rules.retry.attempt_time_min {
             return Err(Error::NoTimeLeft);
         }
-        let moment = || self.proxy.moment();
         let leave = latches.enter(account, moment, &route.rules.quota)?;
         let turn = Turn {
             _slot: slot,
@@ -450,7 +450,7 @@ fn without_signature(reply: Reply, signed: &SignedBody, exchange: &mut Exchange)
 
 impl Proxy {
     fn route(&self, grant: &Grant) -> Result<(usize, &Route), Error> {
-        let route = self.routes.of(grant.account_number());
+        let route = self.routes.of_account(grant.account_number());
         route.ok_or(Error::NoUpstream)
     }
 

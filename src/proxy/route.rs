@@ -56,10 +56,10 @@ pub struct Route {
     pub queued: IntGauge,
 }
 
-/// All of them.
+/// The ways to all upstreams of one configuration. An account's number is that of this configuration, and means nothing in another.
 pub struct Routes {
     all: Vec<Route>,
-    numbers: HashMap<UpstreamName, usize>,
+    by_name: HashMap<UpstreamName, usize>,
     /// By the accounts' numbers, so that a request needn't look for a name.
     of_accounts: Vec<Option<usize>>,
 }
@@ -70,11 +70,11 @@ impl Routes {
     pub fn new(all: Vec<Route>, accounts: &[Arc<Account>]) -> Self {
         let named = all.iter().enumerate();
         let named = named.map(|(number, route)| (route.name().clone(), number));
-        let numbers: HashMap<_, _> = named.collect();
-        let of = |account: &Arc<Account>| numbers.get(&account.upstream).copied();
+        let by_name: HashMap<_, _> = named.collect();
+        let of = |account: &Arc<Account>| by_name.get(&account.upstream).copied();
         Self {
             of_accounts: accounts.iter().map(of).collect(),
-            numbers,
+            by_name,
             all,
         }
     }
@@ -87,13 +87,13 @@ impl Routes {
     /// To the upstream of this name.
     #[must_use]
     pub fn named(&self, name: &UpstreamName) -> Option<&Route> {
-        self.all.get(*self.numbers.get(name)?)
+        self.all.get(*self.by_name.get(name)?)
     }
 
-    /// Of the account of this number, with its own number.
+    /// The way that an account's calls take, and its number in their order.
     #[must_use]
-    pub fn of(&self, account: usize) -> Option<(usize, &Route)> {
-        let number = (*self.of_accounts.get(account)?)?;
+    pub fn of_account(&self, account_number: usize) -> Option<(usize, &Route)> {
+        let number = (*self.of_accounts.get(account_number)?)?;
         Some((number, self.all.get(number)?))
     }
 }
