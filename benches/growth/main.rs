@@ -34,7 +34,7 @@ fn main() -> ExitCode {
     if let Some(done) = street::task() {
         return done;
     }
-    match Settings::from_arguments(5).and_then(|settings| run(&settings)) {
+    match run(&Settings::from_arguments(5)) {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
         Err(error) => {
@@ -97,10 +97,11 @@ struct Scene<'a> {
 }
 
 fn run(settings: &Settings) -> Result<bool> {
+    let program = settings.program()?;
     let scene = Scene {
-        street: Street::new(&settings.gateway)?,
+        street: Street::new(&program)?,
         settings,
-        reach: if settings.demands { FULL } else { SMALL },
+        reach: if settings.in_earnest { FULL } else { SMALL },
     };
     let mut noise = Noise::begin()?;
     let mut connections = connections::Connections::default();
@@ -144,7 +145,7 @@ fn run(settings: &Settings) -> Result<bool> {
             "nothing was measured: --only takes one of connections, names, starts, bodies, standing, warmth".into(),
         );
     }
-    if !settings.demands {
+    if !settings.in_earnest {
         report.notes.push(
             "Small numbers and one short round show that all works. They say nothing of how it is: that takes --bench.".to_owned(),
         );
@@ -160,12 +161,10 @@ fn run(settings: &Settings) -> Result<bool> {
         .notes
         .push("1 kB is 1,000 bytes, 1 MB 1,000 kB; memory is VmRSS, peak memory VmHWM.".to_owned());
     report.notes.push(machine::told()?);
-    report
-        .notes
-        .push(street::gateway::version(&settings.gateway)?);
+    report.notes.push(street::gateway::version(&program)?);
     report.notes.push(noise.told()?);
-    let is_met = report.publish("growth")?;
-    Ok(is_met || !settings.demands)
+    let is_met = report.publish(&settings.report("growth"))?;
+    Ok(is_met || !settings.demands())
 }
 
 impl Scene<'_> {

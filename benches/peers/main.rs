@@ -38,7 +38,7 @@ fn main() -> ExitCode {
     if let Some(done) = street::task() {
         return done;
     }
-    match Settings::from_arguments(9).and_then(|settings| run(&settings)) {
+    match run(&Settings::from_arguments(9)) {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
         Err(error) => {
@@ -137,7 +137,8 @@ const PEAK: &str = "peak memory, 1 MiB, 8 in flight, after the others";
 type Outcomes = BTreeMap<(&'static str, &'static str), Vec<Outcome>>;
 
 fn run(settings: &Settings) -> Result<bool> {
-    let street = Street::new(&settings.gateway)?;
+    let program = settings.program()?;
+    let street = Street::new(&program)?;
     let mut noise = Noise::begin()?;
     let (mut outcomes, mut peaks) = (Outcomes::new(), BTreeMap::<_, Samples>::new());
     for round in 0..settings.rounds {
@@ -162,11 +163,11 @@ fn run(settings: &Settings) -> Result<bool> {
     report.notes.push(format!(
         "{}; {}",
         Nginx::version()?,
-        street::gateway::version(&settings.gateway)?
+        street::gateway::version(&program)?
     ));
     report.notes.push(noise.told()?);
-    let is_met = report.publish("peers")?;
-    Ok(is_met || !settings.demands)
+    let is_met = report.publish(&settings.report("peers"))?;
+    Ok(is_met || !settings.demands())
 }
 
 /// Who is measured, where, and whether what it sends on is signed.

@@ -10,18 +10,21 @@ use kybio_gateway::operations::Catalogue;
 use super::process::Process;
 use super::{CALLERS, Cores, Result, Street, free_port, on, rule};
 
-/// Cargo builds it beside the benchmarks, in the same profile.
+/// Cargo builds it beside the benchmarks, as it builds them.
 pub const PROGRAM: &str = env!("CARGO_BIN_EXE_kybio-gateway");
 
 /// The program as it's shipped. The one beside the benchmarks has in it what only tests want of its libraries (a clock that can be
-/// paused, for one), and isn't what the profile of releases was counted of.
+/// paused, for one), and isn't what the counts that releases are laid out by were made of.
 pub fn shipped() -> Result<PathBuf> {
-    let folder = Path::new(PROGRAM).ancestors().nth(2).ok_or("no folder")?;
+    let beside = Path::new(PROGRAM).ancestors().nth(2).ok_or("no folder")?;
+    let folder = beside.join("shipped");
     let built = Command::new(env!("CARGO"))
-        .args(["build", "--release", "--locked", "--manifest-path"])
-        .arg(concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml"))
+        .args(["build", "--release", "--locked", "--bin", "kybio-gateway"])
         .arg("--target-dir")
-        .arg(folder)
+        .arg(&folder)
+        // Cargo finds its settings by the folder that it's called in.
+        .current_dir(env!("CARGO_MANIFEST_DIR"))
+        .env_remove("CARGO_BUILD_TARGET")
         .status()?;
     if !built.success() {
         return Err("the gateway can't be built".into());
@@ -148,5 +151,6 @@ drain_timeout = "1s"
 /// What the program says of itself.
 pub fn version(program: &Path) -> Result<String> {
     let said = Command::new(program).arg("--version").output()?;
-    Ok(String::from_utf8_lossy(&said.stdout).trim().to_owned())
+    let said = String::from_utf8_lossy(&said.stdout);
+    Ok(format!("{} ({})", said.trim(), program.display()))
 }

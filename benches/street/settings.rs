@@ -1,4 +1,4 @@
-//! How long a benchmark takes.
+//! What a benchmark measures, and for how long.
 
 use std::path::PathBuf;
 
@@ -41,40 +41,57 @@ pub struct Settings {
     pub warm_up_ms: u64,
     /// Of each window, in milliseconds.
     pub window_ms: u64,
-    /// Whether figures that aren't as they must be make it fail.
-    pub demands: bool,
-    /// The program that is measured.
-    pub gateway: PathBuf,
+    /// It's run for its figures, and not to be seen to work.
+    pub in_earnest: bool,
+    gateway: Option<PathBuf>,
     only: Option<String>,
 }
 
 impl Settings {
     /// Of this process: so many rounds unless it's told otherwise. `cargo bench` says `--bench`; without it, it's only to be seen that
     /// all works. Ends the process when it's told something else than there is.
-    ///
-    /// # Errors
-    /// When the gateway can't be built.
-    pub fn from_arguments(rounds: usize) -> Result<Self> {
+    pub fn from_arguments(rounds: usize) -> Self {
         let arguments = Arguments::parse();
-        let demands = arguments.bench && arguments.gateway.is_none();
-        let gateway = match arguments.gateway {
-            Some(program) => program,
-            None if arguments.bench => gateway::shipped()?,
-            None => gateway::PROGRAM.into(),
-        };
         let (rounds, warm_up_ms, window_ms) = if arguments.bench {
             (rounds, 300, 1_200)
         } else {
             (1, 50, 100)
         };
-        Ok(Self {
+        Self {
             rounds: arguments.rounds.unwrap_or(rounds),
             warm_up_ms: arguments.warm_up.unwrap_or(warm_up_ms),
             window_ms: arguments.window.unwrap_or(window_ms),
-            demands,
-            gateway,
+            in_earnest: arguments.bench,
+            gateway: arguments.gateway,
             only: arguments.only,
-        })
+        }
+    }
+
+    /// The gateway to measure, which is built first unless it was named.
+    ///
+    /// # Errors
+    /// When it can't be built.
+    pub fn program(&self) -> Result<PathBuf> {
+        match &self.gateway {
+            Some(named) => Ok(named.clone()),
+            None if self.in_earnest => gateway::shipped(),
+            None => Ok(gateway::PROGRAM.into()),
+        }
+    }
+
+    /// Whether figures that aren't as they must be make it fail.
+    pub fn demands(&self) -> bool {
+        self.in_earnest && self.gateway.is_none()
+    }
+
+    /// Under which name `benchmark` writes its figures: those of a program that was named don't take the place of our own.
+    pub fn report(&self, benchmark: &str) -> String {
+        let suffix = if self.gateway.is_none() {
+            ""
+        } else {
+            "-of-another"
+        };
+        format!("{benchmark}{suffix}")
     }
 
     /// Whether this one is to be measured.
