@@ -144,6 +144,91 @@ async fn a_second_attempt_after_a_reload_is_made_with_the_first_ones_key() {
     assert!(upstream.last().is_signed_with("new-key"));
 }
 
+/// Accounts and hosts are numbered in the order of their names: what comes before them, or goes again, gives all of them other numbers.
+#[tokio::test]
+async fn each_account_keeps_its_host_and_its_key_when_others_come_before_it_and_go() {
+    let pki = Pki::new();
+    let (gate, calls) = (
+        Arc::new(tokio::sync::Semaphore::new(0)),
+        AtomicUsize::new(0),
+    );
+    let held = Arc::clone(&gate);
+    let upstream = Upstream::scripted(&pki, move |_| match calls.fetch_add(1, Ordering::SeqCst) {
+        0 | 3 => Act::once_open(&held, "<html>down for maintenance</html>"),
+        _ => Act::ok(SUCCESS),
+    })
+    .await;
+    let early = Upstream::start(&pki).await;
+    let mut setup = Setup::reloaded_by_hand(&pki, &upstream);
+    setup.include_folder("more.d");
+    setup.orders.push_str("default_account = \"main\"\n");
+    tools::write(&setup.path("aaa.key"), "early-key", 0o600);
+    let gateway = setup.start().await;
+    let client = gateway.client(&pki);
+    let hanging = || {
+        let client = gateway.client(&pki);
+        tokio::spawn(async move { client.call(READ, "{}").await })
+    };
+    let on = async |account: &str| {
+        let answer = client
+            .call_with(READ, &[("kybio-gateway-account", account)], "{}")
+            .await;
+        assert_eq!(told(&answer), (200, "done"), "{account}");
+        assert_eq!(answer.header("kybio-gateway-account"), account);
+    };
+    let accepted = |account: &str| {
+        let series = format!("kybio_gateway_account_key_accepted{{account=\"{account}\"");
+        move |metrics: &str| {
+            let line = metrics.lines().find(|line| line.starts_with(&series));
+            line.map(|line| line.ends_with(" 1"))
+        }
+    };
+
+    // The first attempt is made by the numbers of before, the second after they have changed.
+    let call = hanging();
+    upstream.arrived(1).await;
+    let name = gateway.setup.path("more.d/aaa.toml");
+    let text = format!(
+        "[upstreams.aaa]\nbase_url = \"https://upstream.test/pospal-api2\"\nroots = \"../upstream-ca.pem\"\nresolve = [\"{}\"]\n\
+         [accounts.aaa]\nupstream = \"aaa\"\napp_id = \"early\"\napp_key_file = \"../aaa.key\"\n",
+        early.address
+    );
+    fs::write(&name, text).unwrap();
+    gateway.reload().await;
+    gate.add_permits(1);
+    assert_eq!(told(&call.await.unwrap()), (200, "done"));
+    assert!(early.seen().is_empty());
+    let metrics = gateway.metrics().await;
+    assert_eq!(
+        accepted("main")(&metrics),
+        Some(true),
+        "by the call that began before"
+    );
+    assert_eq!(accepted("aaa")(&metrics), Some(false));
+    on("main").await;
+    assert_eq!(accepted("aaa")(&gateway.metrics().await), Some(false));
+    on("aaa").await;
+    assert_eq!((upstream.seen().len(), early.seen().len()), (3, 1));
+    assert!(early.last().is_signed_with("early-key"));
+    assert!(early.last().text().contains("\"early\""));
+    assert_eq!(accepted("aaa")(&gateway.metrics().await), Some(true));
+
+    // And the other way round.
+    let call = hanging();
+    upstream.arrived(4).await;
+    fs::remove_file(name).unwrap();
+    gateway.reload().await;
+    gate.add_permits(1);
+    assert_eq!(told(&call.await.unwrap()), (200, "done"));
+    on("main").await;
+    assert_eq!((upstream.seen().len(), early.seen().len()), (6, 1));
+    for seen in upstream.seen() {
+        assert!(seen.is_signed_with(APP_KEY), "{seen:?}");
+        assert!(seen.text().contains(APP_ID));
+    }
+    assert_eq!(accepted("aaa")(&gateway.metrics().await), None);
+}
+
 /// A host that says that calls are used up, then refuses connections, as the flags have it.
 #[derive(Clone, Default)]
 struct Moody {
