@@ -1,8 +1,9 @@
 //! The gateway against real peers that do the same job on the same machine in one run: nginx with Lua, nginx that only passes on, and a
 //! direct call. The figure is the processor time of the proxy's process for each request, by the scheduler's own count.
 //!
-//! `cargo bench --bench peers` runs nine rounds; `-- --rounds 3 --only "HTTP/2"` fewer, and of them those cells alone. Without `--bench`, as
-//! `cargo test --bench peers` has it, it's one short round that shows that all still works.
+//! `cargo bench --bench peers` builds the gateway as it's shipped and runs nine rounds; `-- --rounds 3 --only "HTTP/2"` fewer, and of them those
+//! cells alone, and `--gateway PROGRAM` measures another program. Without `--bench`, as `cargo test --bench peers` has it, it's one short
+//! round that shows that all still works.
 #![allow(
     clippy::print_stderr,
     reason = "a program that talks to whoever started it"
