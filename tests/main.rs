@@ -28,7 +28,6 @@ mod paths; // W2: whatever the request line says, only the granted operation is 
 mod sidecar; // listeners without TLS: users of a unix socket, and loopback
 
 // Calls
-mod building; // releases are built with the counts of what runs how often
 mod calls; // outcomes and deadlines of single calls
 mod campaign; // X1, X2, X3: thousands of calls through every fault, laid beside what the host knows
 mod connections; // U5, U8: a name's address that moves, connections that are warm
@@ -78,5 +77,6 @@ mod slow; // U3: whoever stalls is let go of, and nobody else notices
 mod systemd; // what systemd is told, and its units
 
 // Tidiness
+mod building; // releases are built with the counts of what runs how often
 mod layers; // imports go down only
 mod tidy; // dependencies, files
