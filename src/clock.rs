@@ -50,6 +50,32 @@ impl Clock {
     pub fn now(&self) -> Instant {
         Instant::now()
     }
+
+    /// Both.
+    #[must_use]
+    pub fn moment(&self) -> Moment {
+        Moment {
+            wall: self.since_epoch(),
+            monotonic: self.now(),
+        }
+    }
+}
+
+/// Both clocks, read together.
+#[derive(Clone, Copy, Debug)]
+pub struct Moment {
+    /// Since 1970-01-01 UTC.
+    pub wall: Duration,
+    /// For intervals.
+    pub monotonic: Instant,
+}
+
+impl Moment {
+    /// What the wall clock says later, unless it's set meanwhile.
+    #[must_use]
+    pub fn wall_at(&self, later: Instant) -> Duration {
+        self.wall + later.saturating_duration_since(self.monotonic)
+    }
 }
 
 impl fmt::Debug for Clock {

@@ -15,6 +15,7 @@ use tokio::time::Instant;
 
 use crate::account::Account;
 use crate::account::AppId;
+use crate::clock::Moment;
 use crate::name::AccountName;
 use crate::name::UpstreamName;
 use crate::observe::metrics::Metrics;
@@ -26,15 +27,6 @@ pub struct Rules {
     pub utc_offset: i32,
     /// Between two trial calls.
     pub trial_interval: Duration,
-}
-
-/// Both clocks, read together.
-#[derive(Clone, Copy, Debug)]
-pub struct Moment {
-    /// Since 1970-01-01 UTC.
-    pub wall: Duration,
-    /// For intervals.
-    pub monotonic: Instant,
 }
 
 /// The account's calls for the day are used up.

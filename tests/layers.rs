@@ -90,7 +90,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ),
     ("payload", &["account", "name", "pieces"]),
     ("sign", &["account", "payload"]),
-    ("quota", &["account", "name", "observe"]),
+    ("quota", &["account", "clock", "name", "observe"]),
     ("keyring", &["account", "name", "observe"]),
     ("slots", &["name"]),
     (

@@ -198,9 +198,14 @@ macro_rules! line {
 }
 
 impl Exchange {
-    /// Begins at the request's head.
+    /// Begins at the request's head. Boxed, because it's large and goes through many hands.
     #[must_use]
-    pub fn begin(series: Arc<Series>, clock: Clock, peer: Arc<str>, headers: &HeaderMap) -> Self {
+    pub fn begin(
+        series: Arc<Series>,
+        clock: Clock,
+        peer: Arc<str>,
+        headers: &HeaderMap,
+    ) -> Box<Self> {
         series.metrics().requests_active.inc();
         let since_epoch = clock.since_epoch();
         // Chance tells ids of the same millisecond apart and guards nothing: the kernel isn't asked for it each time.
@@ -208,7 +213,7 @@ impl Exchange {
         let chance = chance.first_chunk().expect("10 of 16 bytes");
         let milliseconds = u64::try_from(since_epoch.as_millis()).unwrap_or(u64::MAX);
         let id = uuid::Builder::from_unix_timestamp_millis(milliseconds, chance).into_uuid();
-        Self {
+        Box::new(Self {
             started: clock.now(),
             series,
             clock,
@@ -242,7 +247,7 @@ impl Exchange {
             told: false,
             is_logged: true,
             unlogged: None,
-        }
+        })
     }
 
     /// When the head was there.

@@ -7,26 +7,26 @@ use crate::proxy::forward::Verdict;
 use crate::reply::Reply;
 use crate::upstream;
 
-/// What attempts before the last one met.
+/// What attempts before the last one met. Boxed, because mostly there were none.
 #[derive(Default)]
 pub(super) struct Earlier {
     /// The latest that may have left and got no trustworthy answer.
-    lost: Option<Error>,
+    lost: Option<Box<Error>>,
     /// The latest that was answered, with a no for now.
-    answered: Option<Verdict>,
+    answered: Option<Box<Verdict>>,
     /// The latest of which nothing left.
-    unsent: Option<Error>,
+    unsent: Option<Box<Error>>,
 }
 
 impl Earlier {
     pub(super) fn keep(&mut self, verdict: Verdict) {
         match verdict {
             Err(error) => match error.outcome() {
-                Outcome::NotSent => self.unsent = Some(error),
-                Outcome::Unknown => self.lost = Some(error),
-                Outcome::Done | Outcome::Rejected => self.answered = Some(Err(error)),
+                Outcome::NotSent => self.unsent = Some(error.into()),
+                Outcome::Unknown => self.lost = Some(error.into()),
+                Outcome::Done | Outcome::Rejected => self.answered = Some(Err(error).into()),
             },
-            Ok(reply) => self.answered = Some(Ok(reply)),
+            Ok(reply) => self.answered = Some(Ok(reply).into()),
         }
     }
 
@@ -57,10 +57,10 @@ impl Earlier {
         };
         let refused = matches!(last, Err(Error::Upstream(upstream::Error::Down)));
         match (self.lost, self.answered, self.unsent) {
-            (Some(lost), _, _) if !explains => Err(lost),
-            (None, Some(answered), _) if unsent => answered,
+            (Some(lost), _, _) if !explains => Err(*lost),
+            (None, Some(answered), _) if unsent => *answered,
             // It has fallen meanwhile; what the attempt before met is the real error.
-            (None, None, Some(error)) if refused => Err(error),
+            (None, None, Some(error)) if refused => Err(*error),
             _ => last,
         }
     }

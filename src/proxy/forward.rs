@@ -16,7 +16,7 @@ use tokio::time::timeout;
 use tokio::time::timeout_at;
 
 use crate::answers::AnswerClass;
-use crate::clock::Stamp;
+use crate::clock::Moment;
 use crate::observe::exchange::Answer;
 use crate::observe::exchange::Attempt;
 use crate::observe::exchange::Exchange;
@@ -32,7 +32,6 @@ use crate::proxy::error::Error;
 use crate::proxy::respond::Receipt;
 use crate::proxy::route::Route;
 use crate::quota::Leave;
-use crate::quota::Moment;
 use crate::reply;
 use crate::reply::Reply;
 use crate::retry::Case;
@@ -62,7 +61,7 @@ pub(super) enum Unheard {
 }
 
 /// Who waits for the verdict. Closed when nobody does any more.
-type Tell = oneshot::Sender<(Exchange, Verdict)>;
+type Tell = oneshot::Sender<(Box<Exchange>, Verdict)>;
 
 /// A place among the calls under way, for as long as it lives.
 struct Turn {
@@ -74,7 +73,7 @@ struct Turn {
 struct Call<'a> {
     route: &'a Route,
     grant: &'a Grant,
-    payload: &'a Payload,
+    signed: &'a SignedBody,
     leave: Leave,
     /// The end of all its time.
     deadline: Instant,
@@ -82,35 +81,41 @@ struct Call<'a> {
 
 impl Line {
     /// Waits for the call's turn, has it made, and waits for what comes of it, at most until `patience` ends.
-    pub(super) async fn forward(
+    #[expect(
+        clippy::manual_async_fn,
+        reason = "an async function would keep what it's given twice"
+    )]
+    pub(super) fn forward(
         self: Arc<Self>,
         grant: Grant,
         payload: Payload,
-        mut exchange: Exchange,
+        mut exchange: Box<Exchange>,
         patience: Option<Instant>,
-    ) -> Result<(Exchange, Verdict), Unheard> {
-        let (turn, leave) = match self.turn(&grant, &mut exchange, patience).await {
-            Ok(turn) => turn,
-            Err(error) => return Ok((exchange, Err(error))),
-        };
-        let receipt = Receipt::of(&exchange);
-        let (mut tell, told) = oneshot::channel();
-        let line = Arc::clone(&self);
-        // Boxed, because it would be copied from one place to the next otherwise, four kilobytes at a time.
-        self.attempts.spawn(Box::pin(async move {
-            let call = line.call(&grant, &payload, turn, leave, &mut exchange, &mut tell);
-            let verdict = call.await;
-            // Who doesn't wait any more takes nothing, and the exchange ends here.
-            drop(tell.send((exchange, verdict)));
-        }));
-        let told = match patience {
-            Some(deadline) => timeout_at(deadline, told).await,
-            None => Ok(told.await),
-        };
-        match told {
-            Ok(Ok(ended)) => Ok(ended),
-            Ok(Err(_)) => Err(Unheard::Failed(receipt)),
-            Err(_) => Err(Unheard::GaveUp(receipt)),
+    ) -> impl Future<Output = Result<(Box<Exchange>, Verdict), Unheard>> {
+        async move {
+            let (turn, leave) = match self.turn(&grant, &mut exchange, patience).await {
+                Ok(turn) => turn,
+                Err(error) => return Ok((exchange, Err(error))),
+            };
+            let receipt = Receipt::of(&exchange);
+            let (mut tell, told) = oneshot::channel();
+            let line = Arc::clone(&self);
+            // Boxed, because it would be copied from one place to the next otherwise, kilobytes at a time.
+            self.attempts.spawn(Box::pin(async move {
+                let call = line.call(&grant, &payload, turn, leave, &mut exchange, &mut tell);
+                let verdict = call.await;
+                // Who doesn't wait any more takes nothing, and the exchange ends here.
+                drop(tell.send((exchange, verdict)));
+            }));
+            let told = match patience {
+                Some(deadline) => timeout_at(deadline, told).await,
+                None => Ok(told.await),
+            };
+            match told {
+                Ok(Ok(ended)) => Ok(ended),
+                Ok(Err(_)) => Err(Unheard::Failed(receipt)),
+                Err(_) => Err(Unheard::GaveUp(receipt)),
+            }
         }
     }
 
@@ -128,7 +133,7 @@ impl Line {
         } = &*self.proxy;
         let ((_, route), account) = (self.proxy.route(grant)?, grant.account());
         // What will be refused anyway doesn't wait for its turn first.
-        let moment = || self.proxy.moment();
+        let moment = || clock.moment();
         latches.check(account, moment)?;
         let began = clock.now();
         if route.upstream.is_down(began) {
@@ -182,17 +187,20 @@ impl Line {
     ) -> Verdict {
         let (number, route) = self.proxy.route(grant)?;
         let pool = self.pools.get(number).ok_or(Error::NoUpstream)?;
+        // The stamp isn't signed (contract, section 1): one signature is that of all attempts.
+        let signed = sign::sign(payload, grant.key());
         let call = Call {
             route,
             grant,
-            payload,
+            signed: &signed,
             leave,
             deadline: exchange.started() + route.upstream.settings().total_timeout,
         };
         exchange.under_way = true;
         let (mut turn, mut earlier) = (Some(turn), Earlier::default());
         let last = loop {
-            let pass = match route.upstream.enter(self.proxy.clock.now()) {
+            let began = self.proxy.clock.moment();
+            let pass = match route.upstream.enter(began.monotonic) {
                 Ok(pass) => pass,
                 Err(down) => break Err(Error::Upstream(down)),
             };
@@ -202,11 +210,11 @@ impl Line {
             let trial = pass.is_trial();
             let first = !earlier.has_left();
             let verdict = {
-                let attempt = self.attempt(&call, pool, pass, exchange, first, tell);
+                let attempt = self.attempt(&call, pool, (pass, began), exchange, first, tell);
                 let mut attempt = pin!(attempt);
                 // Nobody else has this clock: one that would ring before all the others costs two system calls.
                 let in_time = if trial {
-                    timeout(TRIAL_WAIT, attempt.as_mut()).await.ok()
+                    Box::pin(timeout(TRIAL_WAIT, attempt.as_mut())).await.ok()
                 } else {
                     None
                 };
@@ -219,7 +227,12 @@ impl Line {
                     }
                 }
             };
-            if !self.may_go_again(&call, &verdict, exchange, tell).await {
+            let Some(failure) = self.failure(&verdict) else {
+                break verdict;
+            };
+            // Boxed, because what seldom happens is to make nothing larger that always does.
+            let again = Box::pin(self.may_go_again(&call, failure, exchange, tell));
+            if !again.await {
                 break verdict;
             }
             earlier.keep(verdict);
@@ -242,81 +255,91 @@ impl Line {
             }
         });
         if exchange.outcome == Outcome::NotSent {
-            let moment = self.proxy.moment();
+            let moment = self.proxy.clock.moment();
             self.proxy.latches.give_back(grant.account(), leave, moment);
         }
         verdict
     }
 
-    /// One attempt: stamped, signed, sent, its reply read.
-    async fn attempt(
-        &self,
-        call: &Call<'_>,
-        pool: &Pool,
-        pass: Pass,
-        exchange: &mut Exchange,
+    /// One attempt: stamped, sent, its reply read.
+    #[expect(
+        clippy::manual_async_fn,
+        reason = "an async function would keep what it's given twice"
+    )]
+    fn attempt<'a>(
+        &'a self,
+        call: &'a Call<'a>,
+        pool: &'a Pool,
+        (pass, began): (Pass, Moment),
+        exchange: &'a mut Exchange,
         first: bool,
-        tell: &Tell,
-    ) -> Verdict {
-        let Proxy { clock, answers, .. } = &*self.proxy;
-        let settings = call.route.upstream.settings();
-        let started = clock.now();
-        let operation = call.grant.operation();
-        let deadline = if may_repeat(operation.class, operation.repeat, Failure::Lost) {
-            call.deadline.min(started + settings.attempt_timeout)
-        } else {
-            // All the time that is left: to give a write up early would only make its outcome unknown.
-            call.deadline
-        };
-        let asked = clock.since_epoch();
-        let signed = sign::sign(call.payload, call.grant.key());
-        let sent = send::Call {
-            operation: &operation.name,
-            signed: &signed,
-            stamp: Stamp::at(asked),
-            trace: exchange.trace,
-            time_min: call.route.rules.retry.attempt_time_min,
-            fair: exchange.uploading <= settings.total_timeout / 2,
-            wanted: &|| !tell.is_closed(),
-        };
-        // If this task ends here, for whatever reason, that is the truth.
-        exchange.outcome = Outcome::Unknown;
-        let attempts = &Arc::clone(&exchange.progress).attempts;
-        attempts.fetch_add(1, Ordering::AcqRel);
-        let sent = send::send(pool, pass, &sent, deadline).await;
-        let verdict = sent.map_err(Error::Upstream).and_then(|answer| {
-            let send::Answer {
-                status,
-                headers,
-                body,
-            } = answer;
-            reply::read(status, &headers, body, settings.reply_bytes_max, answers)
-                .map(|reply| without_signature(reply, &signed, exchange))
-                .map_err(Error::Reply)
-        });
-        if first && matches!(&verdict, Err(error) if error.outcome() == Outcome::NotSent) {
-            exchange.outcome = Outcome::NotSent;
+        tell: &'a Tell,
+    ) -> impl Future<Output = Verdict> {
+        async move {
+            let Proxy { clock, answers, .. } = &*self.proxy;
+            let settings = call.route.upstream.settings();
+            let operation = call.grant.operation();
+            let deadline = if may_repeat(operation.class, operation.repeat, Failure::Lost) {
+                call.deadline
+                    .min(began.monotonic + settings.attempt_timeout)
+            } else {
+                // All the time that is left: to give a write up early would only make its outcome unknown.
+                call.deadline
+            };
+            let sent = send::Call {
+                operation: &operation.name,
+                signed: call.signed,
+                began,
+                trace: exchange.trace,
+                time_min: call.route.rules.retry.attempt_time_min,
+                fair: exchange.uploading <= settings.total_timeout / 2,
+                wanted: &|| !tell.is_closed(),
+            };
+            // If this task ends here, for whatever reason, that is the truth.
+            exchange.outcome = Outcome::Unknown;
+            let attempts = &Arc::clone(&exchange.progress).attempts;
+            attempts.fetch_add(1, Ordering::AcqRel);
+            let sent = send::send(pool, pass, &sent, deadline).await;
+            let ended = match &sent {
+                Ok(answer) => answer.ended,
+                Err(_) => clock.now(),
+            };
+            let verdict = sent.map_err(Error::Upstream).and_then(|answer| {
+                let send::Answer {
+                    status,
+                    headers,
+                    body,
+                    ..
+                } = answer;
+                reply::read(status, &headers, body, settings.reply_bytes_max, answers)
+                    .map(|reply| without_signature(reply, call.signed, exchange))
+                    .map_err(Error::Reply)
+            });
+            if first && matches!(&verdict, Err(error) if error.outcome() == Outcome::NotSent) {
+                exchange.outcome = Outcome::NotSent;
+            }
+            if let Err(Error::Upstream(upstream::Error::Capacity | upstream::Error::Unwanted)) =
+                verdict
+            {
+                // There was no connection to make it on, or it wasn't used.
+                attempts.fetch_sub(1, Ordering::AcqRel);
+                return verdict;
+            }
+            exchange.attempts.push(Attempt {
+                host: Arc::clone(call.route.upstream.series()),
+                result: verdict.as_ref().map_or_else(Error::label, |_| "answered"),
+                duration: ended - began.monotonic,
+                answer: verdict.as_ref().ok().map(|reply| Answer {
+                    success: reply.verdict().success,
+                    code: reply.verdict().code,
+                    class: reply.verdict().class,
+                }),
+            });
+            if let Ok(reply) = &verdict {
+                self.heed(call, reply, began.wall);
+            }
+            verdict
         }
-        if let Err(Error::Upstream(upstream::Error::Capacity | upstream::Error::Unwanted)) = verdict
-        {
-            // There was no connection to make it on, or it wasn't used.
-            attempts.fetch_sub(1, Ordering::AcqRel);
-            return verdict;
-        }
-        exchange.attempts.push(Attempt {
-            host: Arc::clone(call.route.upstream.series()),
-            result: verdict.as_ref().map_or_else(Error::label, |_| "answered"),
-            duration: clock.now() - started,
-            answer: verdict.as_ref().ok().map(|reply| Answer {
-                success: reply.verdict().success,
-                code: reply.verdict().code,
-                class: reply.verdict().class,
-            }),
-        });
-        if let Ok(reply) = &verdict {
-            self.heed(call, reply, asked);
-        }
-        verdict
     }
 
     /// What an answer says of the account: its key, and its calls for the day.
@@ -341,7 +364,7 @@ impl Line {
         match class {
             Some(AnswerClass::QuotaExhausted) => {
                 let rules = &call.route.rules.quota;
-                latches.close(account, asked, self.proxy.moment(), rules);
+                latches.close(account, asked, clock.moment(), rules);
             }
             Some(
                 AnswerClass::Rejected
@@ -361,13 +384,10 @@ impl Line {
     async fn may_go_again(
         &self,
         call: &Call<'_>,
-        verdict: &Verdict,
+        (failure, not_before): (Failure, Option<Duration>),
         exchange: &mut Exchange,
         tell: &mut Tell,
     ) -> bool {
-        let Some((failure, not_before)) = self.failure(verdict) else {
-            return false;
-        };
         let Route { rules, budget, .. } = call.route;
         let operation = call.grant.operation();
         let mut case = Case {
@@ -452,13 +472,6 @@ impl Proxy {
     fn route(&self, grant: &Grant) -> Result<(usize, &Route), Error> {
         let route = self.routes.of_account(grant.account_number());
         route.ok_or(Error::NoUpstream)
-    }
-
-    fn moment(&self) -> Moment {
-        Moment {
-            wall: self.clock.since_epoch(),
-            monotonic: self.clock.now(),
-        }
     }
 }
 

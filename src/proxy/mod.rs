@@ -202,8 +202,12 @@ impl Line {
         self.proxy.callers.identify(presented).ok()
     }
 
-    /// Answers one request.
-    pub async fn handle<B>(self: Arc<Self>, peer: &Peer, request: Request<B>) -> Response<Bytes>
+    /// Answers one request. (An async function would keep what it's given twice, and what waits is to be small.)
+    pub fn handle<B>(
+        self: Arc<Self>,
+        peer: Arc<Peer>,
+        request: Request<B>,
+    ) -> impl Future<Output = Response<Bytes>> + use<B>
     where
         B: Body<Data = Bytes, Error: Into<Box<dyn std::error::Error + Send + Sync>>> + Unpin,
     {
@@ -215,36 +219,38 @@ impl Line {
             &head.headers,
         );
         exchange.done_one_in = self.proxy.settings.done_one_in;
-        let admitted = self
-            .proxy
-            .admit(&peer.presented, &head, &mut body, &mut exchange)
-            .await;
-        let Admitted {
-            grant,
-            payload,
-            patience,
-        } = match admitted {
-            Ok(admitted) => admitted,
-            Err(error) => {
-                // Who waits for our leave before sending isn't sending: to read would be to give leave.
-                let waits = head.headers.contains_key(header::EXPECT);
-                // A field can be one byte on the wire and a hundred here: that isn't kept while the body is waited for.
-                drop(head);
-                if !error.ends_body() && !waits {
-                    self.proxy.discard(body).await;
+        async move {
+            let admitted = self
+                .proxy
+                .admit(&peer.presented, &head, &mut body, &mut exchange)
+                .await;
+            let Admitted {
+                grant,
+                payload,
+                patience,
+            } = match admitted {
+                Ok(admitted) => admitted,
+                Err(error) => {
+                    // Who waits for our leave before sending isn't sending: to read would be to give leave.
+                    let waits = head.headers.contains_key(header::EXPECT);
+                    // A field can be one byte on the wire and a hundred here: that isn't kept while the body is waited for.
+                    drop(head);
+                    if !error.ends_body() && !waits {
+                        self.proxy.discard(body).await;
+                    }
+                    return respond::refusal(&error, exchange);
                 }
-                return respond::refusal(&error, exchange);
+            };
+            let forwarded = self.forward(grant, payload, exchange, patience).await;
+            let (exchange, verdict) = match forwarded {
+                Ok(ended) => ended,
+                Err(Unheard::GaveUp(receipt)) => return respond::gave_up(&receipt),
+                Err(Unheard::Failed(receipt)) => return respond::internal(&receipt),
+            };
+            match verdict {
+                Ok(reply) => respond::reply(&head.headers, &reply, exchange),
+                Err(error) => respond::refusal(&error, exchange),
             }
-        };
-        let forwarded = self.forward(grant, payload, exchange, patience).await;
-        let (exchange, verdict) = match forwarded {
-            Ok(ended) => ended,
-            Err(Unheard::GaveUp(receipt)) => return respond::gave_up(&receipt),
-            Err(Unheard::Failed(receipt)) => return respond::internal(&receipt),
-        };
-        match verdict {
-            Ok(reply) => respond::reply(&head.headers, &reply, exchange),
-            Err(error) => respond::refusal(&error, exchange),
         }
     }
 }

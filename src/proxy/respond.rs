@@ -154,7 +154,7 @@ impl Receipt {
 
 /// KYBIO's own answer, success or error, with its own bytes.
 #[must_use]
-pub fn reply(headers: &HeaderMap, reply: &Reply, mut exchange: Exchange) -> Response<Bytes> {
+pub fn reply(headers: &HeaderMap, reply: &Reply, mut exchange: Box<Exchange>) -> Response<Bytes> {
     let (body, encoding) = reply.body_for(headers);
     exchange.reply_bytes = body.len();
     // To ask again changes nothing, and KYBIO has said that it may help.
@@ -172,7 +172,7 @@ pub fn reply(headers: &HeaderMap, reply: &Reply, mut exchange: Exchange) -> Resp
 
 /// An answer of our own making.
 #[must_use]
-pub fn refusal(error: &Error, mut exchange: Exchange) -> Response<Bytes> {
+pub fn refusal(error: &Error, mut exchange: Box<Exchange>) -> Response<Bytes> {
     let told = told(error);
     exchange.outcome = error.outcome();
     exchange.refusal = Some(told.code);

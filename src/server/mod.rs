@@ -414,7 +414,7 @@ impl Service for Serving {
     ) -> impl Future<Output = Response<Bytes>> + Send + 'static {
         let line = self.0.line();
         // Boxed, because HTTP/2 has a task for each request, into which it would be copied six times.
-        Box::pin(async move { line.handle(&peer, request).await })
+        Box::pin(line.handle(peer, request))
     }
 }
 

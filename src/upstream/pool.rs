@@ -129,18 +129,14 @@ impl Pool {
         self.clock.now()
     }
 
-    /// Wall time since 1970-01-01 UTC.
-    pub(super) fn since_epoch(&self) -> Duration {
-        self.clock.since_epoch()
-    }
-
     /// Closes what has been idle or in use for too long, and what another worker waits for. Called each second, and when
     /// [`wanted`](Self::wanted) rings.
     pub fn sweep(&self) {
         let wanted = self.upstream.waiting.load(Ordering::Acquire)
             > self.waiting_here.load(Ordering::Acquire);
+        let now = self.now();
         self.idle()
-            .retain(|(connection, _)| !wanted && self.is_usable(connection));
+            .retain(|(connection, _)| !wanted && self.is_usable(connection, now));
     }
 
     /// Rings when a worker starts to wait for a connection.
@@ -153,15 +149,21 @@ impl Pool {
         self.idle().clear();
     }
 
-    /// A connection to use alone: an idle one, or a new one, within `deadline`.
-    pub(super) async fn checkout(&self, deadline: Instant) -> Result<Connection, Error> {
+    /// A connection to use alone, from `now` on: an idle one, or a new one, within `deadline`.
+    pub(super) async fn checkout(
+        &self,
+        mut now: Instant,
+        deadline: Instant,
+    ) -> Result<Connection, Error> {
+        // Boxed, because it's the larger one by far, and the less usual.
+        let open = |permit| Box::pin(self.open(permit, deadline));
         loop {
-            if let Some(connection) = self.usable().await {
+            if let Some(connection) = self.usable(now).await {
                 self.upstream.reused.inc();
                 return Ok(connection);
             }
             if let Ok(permit) = Arc::clone(&self.upstream.permits).try_acquire_owned() {
-                return self.open(permit, deadline).await;
+                return open(permit).await;
             }
             let _waiting = Waiting::begin(self);
             let freed = async {
@@ -171,15 +173,15 @@ impl Pool {
                 }
             };
             match timeout_at(deadline, freed).await {
-                Ok(Some(permit)) => return self.open(permit, deadline).await,
-                Ok(None) => {}
+                Ok(Some(permit)) => return open(permit).await,
+                Ok(None) => now = self.now(),
                 Err(_) => return Err(Error::Capacity),
             }
         }
     }
 
-    /// Puts a connection back after a whole reply.
-    pub(super) fn checkin(&self, mut connection: Connection) {
+    /// Puts a connection back after a whole reply, `now`.
+    pub(super) fn checkin(&self, mut connection: Connection, now: Instant) {
         if connection.sender.is_closed() || self.upstream.retired.is_cancelled() {
             return;
         }
@@ -188,7 +190,7 @@ impl Pool {
             // Another worker needs the permit more than this one needs a warm connection.
             return;
         }
-        connection.idle_since = self.clock.now();
+        connection.idle_since = now;
         connection.reused = true;
         let idle = Idle::new(&self.upstream.idle);
         self.idle().push((connection, idle));
@@ -198,11 +200,11 @@ impl Pool {
     }
 
     /// The youngest idle connection that can be used; the others that were looked at are closed.
-    async fn usable(&self) -> Option<Connection> {
+    async fn usable(&self, now: Instant) -> Option<Connection> {
         loop {
             let (mut connection, _) = self.idle().pop()?;
             if connection.sender.is_closed()
-                || !self.is_usable(&connection)
+                || !self.is_usable(&connection, now)
                 || !connection.socket.is_quiet()
             {
                 continue;
@@ -218,9 +220,8 @@ impl Pool {
         }
     }
 
-    fn is_usable(&self, connection: &Connection) -> bool {
+    fn is_usable(&self, connection: &Connection, now: Instant) -> bool {
         let settings = self.upstream.settings();
-        let now = self.clock.now();
         // What leads to a host that was found to be down may be dead, though nothing shows it yet.
         connection.falls == self.upstream.breaker.falls()
             && now.duration_since(connection.idle_since) < settings.idle_timeout

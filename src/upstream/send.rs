@@ -19,6 +19,7 @@ use hyper::body::Incoming;
 use tokio::time::Instant;
 use tokio::time::timeout_at;
 
+use crate::clock::Moment;
 use crate::clock::Stamp;
 use crate::observe::log::chain;
 use crate::observe::trace::TRACEPARENT;
@@ -29,6 +30,7 @@ use crate::pieces::Pieces;
 use crate::sign::SignedBody;
 use crate::upstream::Error;
 use crate::upstream::Phase;
+use crate::upstream::Upstream;
 use crate::upstream::breaker::Health;
 use crate::upstream::breaker::Pass;
 use crate::upstream::pool::Connection;
@@ -41,8 +43,8 @@ pub struct Call<'a> {
     pub operation: &'a OperationName,
     /// The body with its signature.
     pub signed: &'a SignedBody,
-    /// New for each attempt.
-    pub stamp: Stamp,
+    /// When the attempt began, which its stamp says.
+    pub began: Moment,
     /// What it's part of; told to the host only if that's configured.
     pub trace: Trace,
     /// With less time than this it isn't sent.
@@ -62,6 +64,8 @@ pub struct Answer {
     pub headers: HeaderMap,
     /// All bytes, still compressed if they came so.
     pub body: Bytes,
+    /// When the last of them was there.
+    pub ended: Instant,
 }
 
 /// Sends a call, and reads the whole reply. Exactly one attempt: nothing is sent twice, and no redirect is followed. `pass` hears what
@@ -69,51 +73,51 @@ pub struct Answer {
 ///
 /// # Errors
 /// When no whole reply came; the error says what may have left.
-pub async fn send(
-    pool: &Pool,
+#[expect(
+    clippy::manual_async_fn,
+    reason = "an async function would keep what it's given twice"
+)]
+pub fn send<'a>(
+    pool: &'a Pool,
     pass: Pass,
-    call: &Call<'_>,
+    call: &'a Call<'a>,
     deadline: Instant,
-) -> Result<Answer, Error> {
-    let sent = attempt(pool, call, deadline).await;
-    match &sent {
-        Ok(_) => pass.tell(Health::Well, "", pool.now()),
-        Err(error) => pass.tell(error.health(call.fair), &chain(error), pool.now()),
+) -> impl Future<Output = Result<Answer, Error>> {
+    async move {
+        let sent = attempt(pool, call, deadline).await;
+        match &sent {
+            Ok(answer) => pass.tell(Health::Well, "", answer.ended),
+            Err(error) => pass.tell(error.health(call.fair), &chain(error), pool.now()),
+        }
+        sent
     }
-    sent
 }
 
 async fn attempt(pool: &Pool, call: &Call<'_>, deadline: Instant) -> Result<Answer, Error> {
-    let request = request(pool, call);
-    let upstream = pool.upstream();
-    let mut timed = Timed::begin(pool, Phase::Connect);
-    let mut connection = pool.checkout(deadline).await?;
+    let timed = Timed::begin(pool, Phase::Connect, call.began.monotonic);
+    let mut connection = pool.checkout(call.began.monotonic, deadline).await?;
+    let now = timed.end();
     // To connect may have taken all the time there was.
     let unsent = if !(call.wanted)() {
         Some(Error::Unwanted)
-    } else if deadline.saturating_duration_since(pool.now()) < call.time_min {
+    } else if deadline.saturating_duration_since(now) < call.time_min {
         Some(Error::Late)
     } else {
         None
     };
     if let Some(error) = unsent {
-        pool.checkin(connection);
+        pool.checkin(connection, now);
         return Err(error);
     }
     let before = connection.accepted.count();
-    let reply_bytes_max = upstream.settings().reply_bytes_max;
-    match timeout_at(
-        deadline,
-        exchange(&mut timed, &mut connection, request, reply_bytes_max),
-    )
-    .await
-    {
+    let timed = Timed::begin(pool, Phase::FirstByte, now);
+    match timeout_at(deadline, exchange(timed, &mut connection, call)).await {
         Ok(Ok(answer)) => {
             // A reply that came before all was written leaves a connection that's still busy with this call.
             if connection.accepted.count() - before < call.signed.body().len() as u64 {
                 connection.cut();
             } else {
-                pool.checkin(connection);
+                pool.checkin(connection, answer.ended);
             }
             Ok(answer)
         }
@@ -140,17 +144,15 @@ fn unless_unsent(connection: Connection, before: u64, error: Error) -> Error {
 }
 
 async fn exchange(
-    timed: &mut Timed<'_>,
+    timed: Timed<'_>,
     connection: &mut Connection,
-    request: Request<Full<Bytes>>,
-    reply_bytes_max: usize,
+    call: &Call<'_>,
 ) -> Result<Answer, Error> {
-    timed.then(Phase::FirstByte);
-    let pool = timed.pool;
-    let sent_at = pool.since_epoch();
+    let (pool, sent_at) = (timed.pool, timed.began);
+    let upstream = pool.upstream();
     let reply = connection
         .sender
-        .try_send_request(request)
+        .try_send_request(request(upstream, call))
         .await
         .map_err(|mut error| {
             // The first proof: the request was handed back.
@@ -164,14 +166,17 @@ async fn exchange(
                 Error::Broken(error.into_error())
             }
         })?;
-    timed.then(Phase::Rest);
+    let received_at = timed.end();
+    let timed = Timed::begin(pool, Phase::Rest, received_at);
     let (head, body) = reply.into_parts();
-    let clock_skew = &pool.upstream().clock_skew;
-    clock_skew.see(&head.headers, sent_at, pool.since_epoch());
+    let [sent, received] = [sent_at, received_at].map(|at| call.began.wall_at(at));
+    upstream.clock_skew.see(&head.headers, sent, received);
+    let body = whole(body, upstream.settings().reply_bytes_max).await?;
     Ok(Answer {
         status: head.status,
         headers: head.headers,
-        body: whole(body, reply_bytes_max).await?,
+        body,
+        ended: timed.end(),
     })
 }
 
@@ -180,21 +185,26 @@ struct Timed<'a> {
     pool: &'a Pool,
     phase: Phase,
     began: Instant,
+    over: bool,
 }
 
 impl<'a> Timed<'a> {
-    fn begin(pool: &'a Pool, phase: Phase) -> Self {
-        let began = pool.now();
-        Self { pool, phase, began }
+    fn begin(pool: &'a Pool, phase: Phase, began: Instant) -> Self {
+        Self {
+            pool,
+            phase,
+            began,
+            over: false,
+        }
     }
 
-    /// This part ends, and the next one begins.
-    fn then(&mut self, phase: Phase) {
-        let now = self.end();
-        (self.phase, self.began) = (phase, now);
+    /// It ends now.
+    fn end(mut self) -> Instant {
+        self.over = true;
+        self.show()
     }
 
-    fn end(&self) -> Instant {
+    fn show(&self) -> Instant {
         let now = self.pool.now();
         let took = now - self.began;
         self.pool.upstream().show_phase(self.phase, took);
@@ -204,7 +214,9 @@ impl<'a> Timed<'a> {
 
 impl Drop for Timed<'_> {
     fn drop(&mut self) {
-        self.end();
+        if !self.over {
+            self.show();
+        }
     }
 }
 
@@ -234,8 +246,8 @@ const TIME_STAMP: HeaderName = HeaderName::from_static("time-stamp");
 const DATA_SIGNATURE: HeaderName = HeaderName::from_static("data-signature");
 
 /// The request as documented (contract, section 2), with nothing of the caller's but the body.
-fn request(pool: &Pool, call: &Call<'_>) -> Request<Full<Bytes>> {
-    let base_url = &pool.upstream().settings().base_url;
+fn request(upstream: &Upstream, call: &Call<'_>) -> Request<Full<Bytes>> {
+    let base_url = &upstream.settings().base_url;
     let path = [&*base_url.path, "/openapi/v1/", call.operation.as_str()].concat();
     let mut signature = HeaderValue::from_bytes(call.signed.expose_signature())
         .expect("hex digits are a header value");
@@ -256,9 +268,10 @@ fn request(pool: &Pool, call: &Call<'_>) -> Request<Full<Bytes>> {
         header::ACCEPT_ENCODING,
         HeaderValue::from_static("gzip,deflate"),
     );
-    headers.insert(TIME_STAMP, digits(call.stamp.unix_ms()));
+    let stamp = Stamp::at(call.began.wall);
+    headers.insert(TIME_STAMP, digits(stamp.unix_ms()));
     headers.insert(DATA_SIGNATURE, signature);
-    if pool.upstream().settings().traceparent {
+    if upstream.settings().traceparent {
         let value = HeaderValue::try_from(call.trace.header(fastrand::u64(..)));
         headers.insert(TRACEPARENT, value.expect("hex digits are a header value"));
     }
@@ -284,7 +297,6 @@ mod tests {
     use crate::account::AppId;
     use crate::account::AppKey;
     use crate::clock::Clock;
-    use crate::clock::Stamp;
     use crate::name::UpstreamName;
     use crate::observe::metrics::Metrics;
     use crate::observe::trace::Trace;
@@ -389,14 +401,15 @@ mod tests {
         let call = Call {
             operation: &operation,
             signed,
-            stamp: Stamp::at(clock.since_epoch()),
+            began: clock.moment(),
             trace: Trace::of(&http::HeaderMap::new(), uuid::Uuid::nil()),
             time_min: Duration::ZERO,
             fair: true,
             wanted: &|| true,
         };
-        let deadline = clock.now() + Duration::from_secs(5);
-        let pass = pool.upstream().enter(clock.now())?;
+        let now = call.began.monotonic;
+        let deadline = now + Duration::from_secs(5);
+        let pass = pool.upstream().enter(now)?;
         let sent = send(pool, pass, &call, deadline).await;
         sent.map(|answer| answer.body)
     }
@@ -406,11 +419,12 @@ mod tests {
     async fn a_failure_before_any_byte_was_accepted_is_unsent_and_no_other_is() {
         let (address, _connections) = host(REPLY);
         let pool = pool(address);
-        let deadline = Clock::system().now() + Duration::from_secs(5);
+        let now = Clock::system().now();
+        let deadline = now + Duration::from_secs(5);
         for accepted in [false, true] {
             let broken = hyper_error().await;
             for error in [Error::Broken(broken), Error::Timeout(Left::Perhaps)] {
-                let connection = pool.checkout(deadline).await.expect("a connection");
+                let connection = pool.checkout(now, deadline).await.expect("a connection");
                 let count = connection.accepted.count();
                 let before = if accepted {
                     count.wrapping_sub(1)
