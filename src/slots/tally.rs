@@ -34,8 +34,7 @@ const ROWS_KEPT: usize = 1_024;
 /// The tallies of all names of one kind. Each is found by its name once and by its row from then on.
 pub(super) struct Tallies<N> {
     rows: HashMap<N, usize>,
-    /// A free row keeps its last name until the next moves in.
-    tallies: Vec<(N, Tally)>,
+    tallies: Vec<Tally>,
     free: Vec<usize>,
     /// With so many rows, those of names without calls are free before there's another.
     rows_max: usize,
@@ -68,11 +67,11 @@ impl<N: Clone + Eq + Hash> Tallies<N> {
         };
         let row = match self.free.pop() {
             Some(row) => {
-                self.tallies[row] = (name.clone(), fresh);
+                self.tallies[row] = fresh;
                 row
             }
             None => {
-                self.tallies.push((name.clone(), fresh));
+                self.tallies.push(fresh);
                 self.tallies.len() - 1
             }
         };
@@ -88,7 +87,7 @@ impl<N: Clone + Eq + Hash> Tallies<N> {
             ..
         } = self;
         rows.retain(|_, row| {
-            let idle = tallies[*row].1.is_idle();
+            let idle = tallies[*row].is_idle();
             if idle {
                 free.push(*row);
             }
@@ -109,7 +108,7 @@ impl<N: Clone + Eq + Hash> Tallies<N> {
     /// No name has calls.
     #[cfg(test)]
     pub(super) fn are_idle(&self) -> bool {
-        self.tallies.iter().all(|(_, tally)| tally.is_idle())
+        self.tallies.iter().all(Tally::is_idle)
     }
 }
 
@@ -117,13 +116,13 @@ impl<N> Index<usize> for Tallies<N> {
     type Output = Tally;
 
     fn index(&self, row: usize) -> &Tally {
-        &self.tallies[row].1
+        &self.tallies[row]
     }
 }
 
 impl<N> IndexMut<usize> for Tallies<N> {
     fn index_mut(&mut self, row: usize) -> &mut Tally {
-        &mut self.tallies[row].1
+        &mut self.tallies[row]
     }
 }
 
