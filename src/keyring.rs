@@ -33,8 +33,16 @@ const CHECK_OLD: &str =
 #[derive(Debug, Default)]
 pub struct Keyring {
     by_name: HashMap<AccountName, Arc<Entry>>,
-    /// By the accounts' numbers in this configuration, which mean nothing in another. Nothing, where an account has no key.
-    by_number: Vec<Option<Arc<Entry>>>,
+    /// By the accounts' numbers in this configuration, which mean nothing in another.
+    by_number: Vec<Numbered>,
+}
+
+#[derive(Debug)]
+struct Numbered {
+    /// None, where the account has no key.
+    entry: Option<Arc<Entry>>,
+    /// It's known to be accepted: of ten thousand keys, each isn't looked at just to see that.
+    accepted: AtomicBool,
 }
 
 #[derive(Debug)]
@@ -85,10 +93,15 @@ impl Keyring {
             let kept = kept.filter(|kept| kept.key.is(key) && is_same(&kept.account, account));
             Some(kept.map_or_else(|| Arc::new(Entry::new(account, key, now)), Arc::clone))
         };
-        let by_number: Vec<_> = accounts.iter().map(entry).collect();
+        let numbered = |account| Numbered {
+            entry: entry(account),
+            accepted: AtomicBool::new(false),
+        };
+        let by_number: Vec<_> = accounts.iter().map(numbered).collect();
         let named = accounts.iter().zip(&by_number);
-        let named =
-            named.filter_map(|(account, entry)| Some((account.name.clone(), entry.clone()?)));
+        let named = named.filter_map(|(account, numbered)| {
+            Some((account.name.clone(), numbered.entry.clone()?))
+        });
         Self {
             by_name: named.collect(),
             by_number,
@@ -150,13 +163,18 @@ impl Keyring {
 
     /// KYBIO has answered a call with success: its signature, with the key of the account of this number, was right.
     pub fn accepted(&self, account_number: usize) {
-        let Some(entry) = self.entry(account_number) else {
+        let Some(numbered) = self.by_number.get(account_number) else {
             return;
         };
         // Nearly always it was before.
-        if entry.accepted.load(Ordering::Relaxed) || entry.replaced.load(Ordering::Acquire) {
+        if numbered.accepted.load(Ordering::Relaxed) {
             return;
         }
+        let Some(entry) = &numbered.entry else { return };
+        if entry.replaced.load(Ordering::Acquire) {
+            return;
+        }
+        numbered.accepted.store(true, Ordering::Relaxed);
         if !entry.accepted.swap(true, Ordering::AcqRel) {
             if let Some(Some(shown)) = entry.shown.get() {
                 shown.set(1);
@@ -188,7 +206,7 @@ impl Keyring {
     }
 
     fn entry(&self, account_number: usize) -> Option<&Entry> {
-        self.by_number.get(account_number)?.as_deref()
+        self.by_number.get(account_number)?.entry.as_deref()
     }
 }
 

@@ -1,6 +1,8 @@
 //! The metric families, made once and passed to whoever counts. Only closed sets and configured names become label values.
 
 use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::OnceLock;
 use std::sync::atomic::AtomicUsize;
 use std::sync::atomic::Ordering;
 
@@ -434,17 +436,24 @@ impl Metrics {
         others.map(|other| self.counter_of(family, name, other, fits))
     }
 
-    /// The same for values that aren't known before.
+    /// The same for values that aren't known before. The names that are folded have one list, which is made once.
     pub(super) fn named_list(
         &self,
         family: Family,
         name: &str,
         others: impl Iterator<Item = String>,
-    ) -> Vec<IntCounter> {
+        folded: &OnceLock<Arc<[IntCounter]>>,
+    ) -> Arc<[IntCounter]> {
         let others: Vec<_> = others.collect();
-        let fits = self.room.take(family, name, SET, others.len());
-        let counter = |other: &String| self.counter_of(family, name, other, fits);
-        others.iter().map(counter).collect()
+        let list = |fits| {
+            let counter = |other: &String| self.counter_of(family, name, other, fits);
+            others.iter().map(counter).collect()
+        };
+        if self.room.take(family, name, SET, others.len()) {
+            list(true)
+        } else {
+            Arc::clone(folded.get_or_init(|| list(false)))
+        }
     }
 
     fn counter_of(&self, family: Family, name: &str, other: &str, fits: bool) -> IntCounter {

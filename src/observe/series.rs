@@ -183,13 +183,16 @@ pub struct Series {
     /// Of requests for nothing that their caller may call.
     nothing: ByOutcome,
     nothing_durations: [OnceLock<Histogram>; Outcome::ALL.len()],
+    /// The answers of all operations, and of all accounts, that have no series of their own.
+    folded_operations: ByCode,
+    folded_accounts: ByCode,
     retired: AtomicBool,
 }
 
 type ByOutcome = OnceLock<[IntCounter; Outcome::ALL.len()]>;
 
 /// A counter for each code that is known, for none, and for any other.
-type ByCode = OnceLock<Vec<IntCounter>>;
+type ByCode = OnceLock<Arc<[IntCounter]>>;
 
 #[derive(Debug)]
 struct OperationSeries {
@@ -254,6 +257,8 @@ impl Series {
             codes: Arc::clone(&codes),
             nothing: OnceLock::new(),
             nothing_durations: Default::default(),
+            folded_operations: OnceLock::new(),
+            folded_accounts: OnceLock::new(),
             retired: AtomicBool::new(false),
         }
     }
@@ -366,11 +371,13 @@ impl Series {
     ) {
         if let Some(operation) = operation.and_then(|number| self.operations.get(number)) {
             let name = operation.name.as_str();
-            self.by_code(&operation.answers, Family::OperationAnswers, name, code);
+            let made = (&operation.answers, &self.folded_operations);
+            self.by_code(made, Family::OperationAnswers, name, code);
         }
         if let Some(account) = account.and_then(|number| self.accounts.get(number)) {
             let name = account.name.as_str();
-            self.by_code(&account.answers, Family::AccountAnswers, name, code);
+            let made = (&account.answers, &self.folded_accounts);
+            self.by_code(made, Family::AccountAnswers, name, code);
             if is_of_key {
                 self.credential_errors(account).inc();
             }
@@ -392,14 +399,20 @@ impl Series {
     }
 
     /// So do all codes.
-    fn by_code(&self, made: &ByCode, family: Family, name: &str, code: Option<i64>) {
+    fn by_code(
+        &self,
+        (made, folded): (&ByCode, &ByCode),
+        family: Family,
+        name: &str,
+        code: Option<i64>,
+    ) {
         if made.get().is_none() && !self.may_begin(family, name, SET) {
             return;
         }
         let counters = made.get_or_init(|| {
             let known = self.codes.iter().map(i64::to_string);
             let labels = known.chain(["none".to_owned(), "other".to_owned()]);
-            self.metrics.named_list(family, name, labels)
+            self.metrics.named_list(family, name, labels, folded)
         });
         let index = match code {
             None => self.codes.len(),
