@@ -70,14 +70,6 @@ pub struct Moment {
     pub monotonic: Instant,
 }
 
-impl Moment {
-    /// What the wall clock says later, unless it's set meanwhile.
-    #[must_use]
-    pub fn wall_at(&self, later: Instant) -> Duration {
-        self.wall + later.saturating_duration_since(self.monotonic)
-    }
-}
-
 impl fmt::Debug for Clock {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Clock").finish_non_exhaustive()

@@ -162,6 +162,10 @@ impl Line {
             return Err(Error::CallerTimeout);
         }
         let slot = taken?;
+        // It may have fallen meanwhile: of many who waited for it, none is to be signed for nothing.
+        if route.upstream.is_down(now) {
+            return Err(Error::Upstream(upstream::Error::Down));
+        }
         // A slow body or a long queue may have left too little of it to hear an answer: better not to send than not to know.
         let left = (exchange.started() + settings.total_timeout).saturating_duration_since(now);
         if left < route.rules.retry.attempt_time_min {

@@ -202,7 +202,8 @@ impl Line {
         self.proxy.callers.identify(presented).ok()
     }
 
-    /// Answers one request. (An async function would keep what it's given twice, and what waits is to be small.)
+    /// Answers one request. Its time counts from this call on, before the answer is waited for. (An async function would keep what it's given
+    /// twice, and what waits is to be small.)
     pub fn handle<B>(
         self: Arc<Self>,
         peer: Arc<Peer>,

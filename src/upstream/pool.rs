@@ -129,6 +129,11 @@ impl Pool {
         self.clock.now()
     }
 
+    /// Wall time since 1970-01-01 UTC.
+    pub(super) fn since_epoch(&self) -> Duration {
+        self.clock.since_epoch()
+    }
+
     /// Closes what has been idle or in use for too long, and what another worker waits for. Called each second, and when
     /// [`wanted`](Self::wanted) rings.
     pub fn sweep(&self) {
@@ -200,7 +205,7 @@ impl Pool {
     }
 
     /// The youngest idle connection that can be used; the others that were looked at are closed.
-    async fn usable(&self, now: Instant) -> Option<Connection> {
+    async fn usable(&self, mut now: Instant) -> Option<Connection> {
         loop {
             let (mut connection, _) = self.idle().pop()?;
             if connection.sender.is_closed()
@@ -217,6 +222,7 @@ impl Pool {
                 return Some(connection);
             }
             connection.cut();
+            now = self.now();
         }
     }
 

@@ -169,7 +169,9 @@ async fn exchange(
     let received_at = timed.end();
     let timed = Timed::begin(pool, Phase::Rest, received_at);
     let (head, body) = reply.into_parts();
-    let [sent, received] = [sent_at, received_at].map(|at| call.began.wall_at(at));
+    // By the newest look at the wall clock, which may be set while a call waits for its connection.
+    let received = pool.since_epoch();
+    let sent = received.saturating_sub(received_at - sent_at);
     upstream.clock_skew.see(&head.headers, sent, received);
     let body = whole(body, upstream.settings().reply_bytes_max).await?;
     Ok(Answer {
