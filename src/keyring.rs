@@ -41,7 +41,7 @@ pub struct Keyring {
 struct Numbered {
     /// None, where the account has no key.
     entry: Option<Arc<Entry>>,
-    /// It's known to be accepted: of ten thousand keys, each isn't looked at just to see that.
+    /// It's known to be accepted: beside the number, so that the entry needn't be fetched to see it.
     accepted: AtomicBool,
 }
 

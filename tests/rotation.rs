@@ -194,7 +194,14 @@ async fn which_key_is_in_use_is_seen_by_its_fingerprint_and_time() {
         gateway.reload().await;
         assert_eq!(series(&gateway, TAKEN).await, taken);
         assert_eq!(series(&gateway, ACCEPTED).await, accepted);
+        assert_eq!(client.call(WRITE, "{}").await.status, 200);
     }
+    // It was told once.
+    let told = gateway.printed();
+    let told = told
+        .iter()
+        .filter(|line| line.contains("KYBIO takes the account's key"));
+    assert_eq!(told.count(), 1);
 
     // Another key is shown in its place, and the one of an account that's gone isn't shown any more.
     tools::write(&gateway.setup.path("main.key"), "a-third-key", 0o600);

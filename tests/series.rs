@@ -267,11 +267,17 @@ async fn parts_of_attempts_ages_and_the_process_are_shown() {
     for _ in 0..5 {
         client.call(READ, "{\"a\":1}").await;
     }
+    let mut parts = 0.0;
     for phase in ["connect", "first-byte", "rest"] {
         let labels = format!("{{phase={phase:?},upstream=\"kybio\"}}");
         let series = format!("kybio_gateway_attempt_phase_duration_seconds_count{labels}");
         assert_eq!(gateway.metric(&series).await, 5.0, "{phase}");
+        let series = format!("kybio_gateway_attempt_phase_duration_seconds_sum{labels}");
+        parts += gateway.metric(&series).await;
     }
+    let whole = "kybio_gateway_attempt_duration_seconds_sum{upstream=\"kybio\"}";
+    let whole = gateway.metric(whole).await;
+    assert!((whole - parts).abs() < 1e-6, "{whole} is {parts}");
     let opened = "kybio_gateway_upstream_connections_opened_total{upstream=\"kybio\"}";
     assert_eq!(gateway.metric(opened).await, 1.0);
     assert_eq!(

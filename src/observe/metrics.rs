@@ -436,7 +436,8 @@ impl Metrics {
         others.map(|other| self.counter_of(family, name, other, fits))
     }
 
-    /// The same for values that aren't known before. The names that are folded have one list, which is made once.
+    /// The same for values that aren't known before. The names that are folded have one list, which is made once, so that whoever passes the same
+    /// one has the same values.
     pub(super) fn named_list(
         &self,
         family: Family,

@@ -614,6 +614,33 @@ mod tests {
             Some(40.0)
         );
 
+        // Answers too, those of accounts and those of operations each by themselves.
+        for number in [10, 11] {
+            all.count_answer(None, Some(number), None, false);
+            all.count_answer(Some(0), Some(number), Some(9_999_999), false);
+        }
+        for (answers, expected) in [
+            (
+                r#"account_answers_total{account="other",error_code="none"}"#,
+                2.0,
+            ),
+            (
+                r#"account_answers_total{account="other",error_code="other"}"#,
+                2.0,
+            ),
+            (
+                r#"operation_answers_total{error_code="none",operation="other"}"#,
+                0.0,
+            ),
+            (
+                r#"operation_answers_total{error_code="other",operation="other"}"#,
+                2.0,
+            ),
+        ] {
+            let name = format!("kybio_gateway_{answers}");
+            assert_eq!(count(&metrics, &name), Some(expected), "{name}");
+        }
+
         // Names that are gone make room, and those that stay go on.
         let less = series(&metrics, &["store-1", "new"]);
         metrics.forget_all_but(&less);
