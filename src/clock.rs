@@ -61,6 +61,12 @@ impl Clock {
     }
 }
 
+impl fmt::Debug for Clock {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Clock").finish_non_exhaustive()
+    }
+}
+
 /// Both clocks, read together.
 #[derive(Clone, Copy, Debug)]
 pub struct Moment {
@@ -68,12 +74,6 @@ pub struct Moment {
     pub wall: Duration,
     /// For intervals.
     pub monotonic: Instant,
-}
-
-impl fmt::Debug for Clock {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Clock").finish_non_exhaustive()
-    }
 }
 
 /// The `time-stamp` header's value: Unix milliseconds, new for each attempt. It isn't signed (contract, section 1).

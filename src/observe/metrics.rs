@@ -436,8 +436,8 @@ impl Metrics {
         others.map(|other| self.counter_of(family, name, other, fits))
     }
 
-    /// The same for values that aren't known before. The names that are folded have one list, which is made once, so that whoever passes the same
-    /// one has the same values.
+    /// The same for values that aren't known before. `folded` is the one list of all names that there's no room for, made by the first of them: who
+    /// shares it has the same values.
     pub(super) fn named_list(
         &self,
         family: Family,

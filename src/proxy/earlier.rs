@@ -7,7 +7,7 @@ use crate::proxy::forward::Verdict;
 use crate::reply::Reply;
 use crate::upstream;
 
-/// What attempts before the last one met. Boxed, because mostly there were none.
+/// What attempts before the last one met: each in a box, because mostly there were none.
 #[derive(Default)]
 pub(super) struct Earlier {
     /// The latest that may have left and got no trustworthy answer.
